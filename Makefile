@@ -1,0 +1,128 @@
+# Everything runs in one .venv, which the first target that needs it makes from nothing:
+# with python3 (3.10 to 3.13), make and a C++ compiler.
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint types format bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# What a caller may set: make test PYTHON=python3.12 ARGS="-k legal"
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c "import ensurepip, sys, venv; sys.exit(not $(SUPPORTED))" 2>/dev/null && echo $$p && break; \
+	done),python3)
+TORCH ?= $(if $(GPU),torch==2.9.0,torch==2.13.0$(CPU_BUILD))
+PIP_ARGS ?=
+WORKERS ?= 2
+ARGS ?=
+
+SUPPORTED := (3, 10) <= sys.version_info < (3, 14)
+
+# Torch for Linux is a CUDA build of several GB unless the CPU build is asked for by its name. With a GPU the release
+# is the one that pufferlib-core's published build is compiled for.
+GPU = $(shell nvidia-smi -L 2>/dev/null | grep '^GPU')
+CPU_BUILD = $(if $(filter Linux,$(shell uname)),+cpu)
+PUFFERLIB := pufferlib-core==3.0.23
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help:
+	@echo "make train    train on Essence Wars          make train ARGS='--seed 2'"
+	@echo "make test     run the tests                  make test ARGS='-k legal'"
+	@echo "make lint     ruff check, ruff format --check"
+	@echo "make types    mypy, strict"
+	@echo "make format   let ruff fix and format"
+	@echo "make bench    the benchmarks' tables"
+	@echo "make setup    only make .venv, which every target above makes first where it is missing"
+	@echo "make clean    remove .venv and the caches; runs/ stays"
+	@echo
+	@echo "To set for the first make, which makes .venv:"
+	@echo "  PYTHON=python3.12       the interpreter (3.10 to 3.13)"
+	@echo "  TORCH='torch==2.13.0'   the PyTorch to install where .venv has none: by default the CPU build of 2.13.0,"
+	@echo "                          or 2.9.0 with CUDA where nvidia-smi lists a GPU"
+	@echo "  PIP_ARGS='...'          more arguments for pip. PyTorch keeps its CPU builds for Linux on an index of its"
+	@echo "                          own, which its 'Get Started' page names: PIP_ARGS='--extra-index-url ...'"
+	@echo "A torch or a pufferlib that you put into .venv yourself is left as it is."
+
+train: $(READY)
+	$(BIN)/python -m tcg_flatpolicy train $(ARGS)
+
+# Each worker has one thread, or two workers on two cores would start four.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/end_to_end.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: $(READY)
+
+# $(READY) is written last, so a set-up that was cut short is taken up again.
+$(READY): pyproject.toml Makefile
+	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; $$python -c "$$CHECK"
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@$(BIN)/python -c "import torch" 2>/dev/null || \
+		{ echo "Installing $(TORCH)"; $(PIP) install $(PIP_ARGS) "$(TORCH)"; } || \
+		{ echo "pip finds no $(TORCH): installing $(subst +cpu,,$(TORCH)), which may bring several GB of CUDA." \
+			"To avoid that, stop and see 'make help', PIP_ARGS"; \
+			$(PIP) install $(PIP_ARGS) "$(subst +cpu,,$(TORCH))"; }
+	@echo "Installing tcg_flatpolicy and what it is developed with"
+	@torch=$$($(BIN)/python -c "from importlib.metadata import version; print(version('torch'))") && \
+		$(PIP) install $(PIP_ARGS) -e ".[puffer,game,plot,dev]" "torch==$$torch" "setuptools>=77" wheel
+	@if $(BIN)/python -c "$$HAS_PUFFERLIB"; then \
+		echo "Keeping the pufferlib that is in $(VENV)"; \
+	else \
+		echo "Installing $(PUFFERLIB), which may compile for a minute"; $(INSTALL_PUFFERLIB); \
+	fi
+	@touch $@
+
+# The published build runs with torch 2.9.0 for CUDA 12 and no other, so elsewhere it is compiled against the torch
+# in .venv: without the cache, where pip keeps what it compiled against other ones.
+define INSTALL_PUFFERLIB
+	case "$$($(BIN)/python -c 'import torch; print(torch.cuda.is_available(), torch.__version__)')" in \
+		"True 2.9.0+cu12"*) from= ;; \
+		True*) from="--no-binary pufferlib-core" ;; \
+		*) from="--no-binary pufferlib-core"; export PUFFERLIB_DISABLE_CUDA=1 ;; \
+	esac; \
+	$(PIP) install $(PIP_ARGS) --no-deps --no-build-isolation --no-cache-dir $$from $(PUFFERLIB)
+endef
+
+define HAS_PUFFERLIB
+import importlib.util, sys
+sys.exit(importlib.util.find_spec("pufferlib") is None)
+endef
+
+# Runs on any Python, to say what the chosen one lacks.
+define CHECK
+import os, sys, sysconfig
+def stop(lack, way_out):
+    sys.exit("make: %s: %s" % (lack, way_out))
+python = "Python %d.%d (%s)" % (sys.version_info[:2] + (sys.executable,))
+if not $(SUPPORTED):
+    stop(python + " is not supported", "choose one of 3.10 to 3.13, as in make setup PYTHON=python3.12")
+try:
+    import ensurepip, venv
+except ImportError:
+    stop(python + " has no venv module", "install it (Debian, Ubuntu: apt install python3-venv), or choose another with PYTHON=")
+from shutil import which
+if not which((os.environ.get("CXX") or "c++").split()[0]):
+    stop("no C++ compiler", "install one (Debian, Ubuntu: apt install g++), or name it with CXX=")
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    stop(python + " has no Python.h", "install it (Debian, Ubuntu: apt install python3-dev), or choose another with PYTHON=")
+endef
+export CHECK HAS_PUFFERLIB

@@ -1,0 +1,345 @@
+"""One categorical over exactly the legal tuples of each row.
+
+The maths alone: plain torch, no trainer. Shapes: B rows, N legal tuples in the whole batch,
+H values in a tuple, S samples.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, register_kl
+from torch.distributions.constraints import Constraint
+
+from tcg_flatpolicy.legal import LegalActions
+
+
+class _WholeTuples(Constraint):
+    """Whole numbers, whatever their dtype; whether a tuple is listed is answered by log_prob."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        return (
+            (value == value.floor()).all(-1)
+            if value.is_floating_point()
+            else torch.ones_like(value[..., 0], dtype=torch.bool)
+        )
+
+
+class LegalCategorical(Distribution):
+    """Draws one of the legal tuples of each row; batch_shape (B,), event_shape (H,).
+
+    A listed tuple's probability is the softmax of its score within its row. A tuple that is listed
+    more than once has the sum of its listings. A row without a legal tuple plays the no-op with
+    probability 1; a row of only -inf scores is uniform over its listings, with zero gradient.
+
+    Args:
+        legal: the legal tuples of B rows, N in all.
+        scores: (N,) floats, -inf allowed; float16 and bfloat16 are computed in float32.
+        validate_args: as in torch.distributions.
+
+    Raises:
+        TypeError: scores are not floats.
+        ValueError: scores of another shape. NaN and +inf scores raise in sample, log_prob, entropy
+            and what builds on them, not here, so that building a distribution stays compilable.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+    has_rsample = False
+    has_enumerate_support = False
+
+    def __init__(
+        self, legal: LegalActions, scores: Tensor, validate_args: bool | None = None
+    ) -> None:
+        if not scores.is_floating_point():
+            raise TypeError(f"scores must be floats, got {scores.dtype}")
+        if scores.shape != legal.rows.shape:
+            raise ValueError(
+                f"scores must be ({len(legal.rows)},), one for each legal tuple, "
+                f"got {tuple(scores.shape)}"
+            )
+        self.legal = legal
+        self._scores = scores
+        self.logits, self._totals = _log_softmax(scores, legal)
+        """(N,) log-probability of each listing, normalised within its row."""
+        super().__init__(
+            torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
+        )
+
+    @property
+    def probs(self) -> Tensor:
+        """(N,) probability of each listing; sums to 1 within each row that has one."""
+        return self.logits.exp()
+
+    @property
+    def support(self) -> Constraint:
+        """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
+        return _WholeTuples()
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
+        return torch.full(self._extended_shape(), torch.nan, device=self.logits.device)
+
+    @property
+    def variance(self) -> Tensor:
+        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
+        return self.mean
+
+    @property
+    def mode(self) -> Tensor:
+        """(B, H) int64: the most probable tuple of each row; of equals, the smallest tuple."""
+        self._check_scores()
+        legal, logits = self._merged()
+        top = _row_max(logits.detach(), legal).index_select(0, legal.rows)
+        candidates = (logits.detach() == top).nonzero().squeeze(1)
+        ids, rows = legal.ids[candidates], legal.rows[candidates]
+        smallest = torch.full_like(legal.counts, torch.iinfo(torch.int64).max)
+        smallest.scatter_reduce_(0, rows, ids, "amin")
+        chosen = candidates[ids == smallest[rows]]
+        actions = legal.noop.repeat(len(legal), 1)
+        actions[legal.rows[chosen]] = legal.actions[chosen]
+        return actions
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """Not offered.
+
+        Raises:
+            NotImplementedError: always; each row has its own legal list.
+        """
+        raise NotImplementedError(
+            "LegalCategorical cannot be expanded: each row has its own legal list; build it from "
+            "LegalActions with the rows repeated"
+        )
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws tuples: sample_shape S -> (*S, B, H) int64.
+
+        Inverse transform on whole numbers: each probability is cut to a multiple of 2**-40, so
+        running sums over the batch are exact in int64 (for batches up to 4 million rows) and no
+        row is less exact for standing late in it. A listing of probability 0 is never drawn.
+
+        Raises:
+            ValueError: a NaN or +inf score.
+        """
+        self._check_scores()
+        shape = torch.Size(sample_shape)
+        legal = self.legal
+        if not len(legal.rows):
+            return legal.noop.expand(*shape, *self._batch_shape, *self._event_shape).clone()
+        mass = (self.logits.exp() * 2.0**40).to(torch.int64)
+        running = mass.cumsum(0)
+        last = (legal.starts + legal.counts - 1).clamp(min=0)
+        first = legal.starts.clamp(max=len(mass) - 1)
+        below = running[first] - mass[first]
+        total = running[last] - below
+        uniform = torch.rand(*shape, len(legal), dtype=torch.float64, device=mass.device)
+        drawn = torch.minimum((uniform * total).to(torch.int64), total - 1)
+        at = torch.searchsorted(running, below + drawn, right=True).clamp(max=len(mass) - 1)
+        actions = legal.actions[at]
+        return torch.where((legal.counts > 0).unsqueeze(-1), actions, legal.noop)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of tuples, summed over listings; -inf for one that is not listed.
+
+        Args:
+            value: (*S, B, H), any integer or whole-float dtype.
+
+        Returns:
+            (*S, B) in the dtype of the logits.
+
+        Raises:
+            ValueError: a wrong shape, a NaN or +inf score, or (under validate_args) a value that is
+                no whole number.
+        """
+        self._check_scores()
+        if self._validate_args:
+            self._validate_sample(value)
+        legal, logits = self._merged()
+        value = legal.whole(value)
+        at = legal.find(value)
+        idle = (legal.counts == 0) & (value == legal.noop).all(-1)
+        outside = torch.where(idle, 0.0, -torch.inf).to(logits.dtype)
+        if not len(logits):
+            return outside + logits.sum()  # stays in the graph: DistributedDataParallel needs it
+        listed = logits.index_select(0, at.clamp(min=0).flatten()).view(at.shape)
+        return torch.where(at >= 0, listed, outside)
+
+    def entropy(self) -> Tensor:
+        """(B,) entropy in nats, over distinct tuples; 0 for a row without a legal tuple.
+
+        Raises:
+            ValueError: a NaN or +inf score.
+        """
+        self._check_scores()
+        legal, logits = self._merged()
+        finite = logits.masked_fill(logits == -torch.inf, 0.0)  # 0 log 0 = 0, also in the gradient
+        return _row_sum(-finite.exp() * finite, legal)
+
+    @torch.no_grad()
+    def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
+        """k distinct tuples a row, in the order drawn: Gumbel top-k (Kool et al. 2019, 1903.06059).
+
+        Returns:
+            (B, k, H) int64 tuples and (B, k) bool, which of them were drawn: a row has no more than
+            its tuples of positive probability; the rest is the no-op and False.
+
+        Raises:
+            ValueError: k below 1, or a NaN or +inf score.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self._check_scores()
+        legal, logits = self._merged()
+        gumbel = -torch.empty_like(logits, dtype=torch.float64).exponential_().log()
+        by_key = (logits + gumbel).argsort(descending=True)
+        order = by_key[legal.rows[by_key].argsort(stable=True)]
+        place = torch.arange(len(order), device=order.device) - legal.starts[legal.rows]
+        taken = (place < k) & (logits[order] > -torch.inf)
+        rows, place, order = legal.rows[taken], place[taken], order[taken]
+        actions = legal.noop.repeat(len(legal), k, 1)
+        drawn = torch.zeros(len(legal), k, dtype=torch.bool, device=order.device)
+        actions[rows, place] = legal.actions[order]
+        drawn[rows, place] = True
+        return actions, drawn
+
+    def tempered(self, temperature: float | Tensor) -> LegalCategorical:
+        """p(a)^(1/t), normalised, over distinct tuples a.
+
+        Args:
+            temperature: scalar or (B,), positive and finite; above 1 flattens, below 1 sharpens.
+
+        Raises:
+            ValueError: a temperature of another shape or not positive and finite.
+        """
+        t = self._per_row("temperature", temperature)
+        if not ((t > 0) & t.isfinite()).all():
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        legal, logits = self._merged()
+        return LegalCategorical(legal, logits / t[legal.rows], self._validate_args)
+
+    def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
+        """(1 - eps) p(a) + eps / D, with D the number of distinct legal tuples of the row.
+
+        Args:
+            epsilon: scalar or (B,), 0 to 1.
+
+        Raises:
+            ValueError: an epsilon of another shape or outside 0..1.
+        """
+        eps = self._per_row("epsilon", epsilon)
+        if not ((eps >= 0) & (eps <= 1)).all():
+            raise ValueError(f"epsilon must lie in 0..1, got {epsilon}")
+        legal, logits = self._merged()
+        eps = eps[legal.rows]
+        some = eps > 0
+        kept = torch.log1p(-eps.clamp(max=1))
+        uniform = eps.where(some, 1.0).log() - legal.counts[legal.rows].to(eps.dtype).log()
+        mixed = torch.logaddexp(logits + kept, uniform)
+        return LegalCategorical(legal, torch.where(some, mixed, logits), self._validate_args)
+
+    def _per_row(self, name: str, value: float | Tensor) -> Tensor:
+        per_row = torch.as_tensor(value, device=self.logits.device)
+        per_row = per_row.to(self.logits.dtype)
+        if per_row.shape not in (torch.Size(), self._batch_shape):
+            raise ValueError(
+                f"{name} must be a number or ({len(self.legal)},), got {tuple(per_row.shape)}"
+            )
+        return per_row.expand(self._batch_shape)
+
+    def _merged(self) -> tuple[LegalActions, Tensor]:
+        """The distinct tuples of each row and the log-probability of each."""
+        merge = self.legal._merge
+        if merge is None:
+            return self.legal, self.logits
+        legal, position = merge
+        top = torch.full((len(legal.rows),), -torch.inf, dtype=self.logits.dtype)
+        top = top.to(self.logits.device)
+        top = top.scatter_reduce(0, position, self.logits.detach(), "amax")
+        dead = top == -torch.inf
+        top = top.masked_fill(dead, 0.0)
+        mass = torch.zeros_like(top, dtype=torch.float64).index_add(
+            0, position, (self.logits - top[position]).exp().double()
+        )
+        logits = mass.masked_fill(dead, 1.0).log().to(top.dtype) + top
+        return legal, logits.masked_fill(dead, -torch.inf)
+
+    @cached_property
+    def _scores_are_sound(self) -> bool:
+        return not bool(self._totals.isnan().any())
+
+    def _check_scores(self) -> None:
+        if not self._scores_are_sound:
+            bad = self._scores.isnan() | (self._scores == torch.inf)
+            n = int(bad.nonzero()[0])
+            row = int(self.legal.rows[n])
+            raise ValueError(
+                f"row {row}: the score of legal tuple {tuple(self.legal.actions[n].tolist())} is "
+                f"{self._scores[n].item()}; scores must be finite or -inf. Look for a diverged "
+                "network (learning rate, unnormalised observations)"
+            )
+
+
+def _log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor]:
+    """(N,) log-softmax within rows, and (B,) sums of exponentials, NaN where a score is unsound."""
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    top = _row_max(scores.detach(), legal)
+    dead = top == -torch.inf  # only -inf, or empty: uniform, and no gradient to the scores
+    top = top.masked_fill(dead, 0.0)
+    shifted = scores.masked_fill(dead[legal.rows], 0.0) - top[legal.rows]
+    # Empty rows start from 1, for a logarithm without a NaN gradient; sums in float64, for lists
+    # of thousands.
+    empty = (legal.counts == 0).double()
+    totals = empty.index_add(0, legal.rows, shifted.exp().double())
+    return shifted - totals.log().to(shifted.dtype)[legal.rows], totals.detach()
+
+
+def _row_max(values: Tensor, legal: LegalActions) -> Tensor:
+    lowest = torch.full((len(legal),), -torch.inf, dtype=values.dtype, device=values.device)
+    return lowest.scatter_reduce(0, legal.rows, values, "amax")
+
+
+def _row_sum(values: Tensor, legal: LegalActions) -> Tensor:
+    zero = torch.zeros(len(legal), dtype=torch.float64, device=values.device)
+    return zero.index_add(0, legal.rows, values.double()).to(values.dtype)
+
+
+@register_kl(LegalCategorical, LegalCategorical)  # type: ignore[untyped-decorator]
+def _kl(p: LegalCategorical, q: LegalCategorical) -> Tensor:
+    """(B,) KL(p || q) in nats, with 0 log 0 = 0, and inf where q is 0 and p is not."""
+    p._check_scores()
+    q._check_scores()
+    (legal, log_p), (other, log_q) = p._merged(), q._merged()
+    if legal is not other:
+        log_q = log_q[_align(legal, other)]
+    p_none, q_none = log_p == -torch.inf, log_q == -torch.inf
+    finite_p = log_p.masked_fill(p_none, 0.0)
+    finite_q = log_q.masked_fill(q_none, 0.0)
+    terms = (finite_p.exp() * (finite_p - finite_q)).masked_fill(p_none, 0.0)
+    return _row_sum(terms.masked_fill(q_none & ~p_none, torch.inf), legal)
+
+
+def _align(legal: LegalActions, other: LegalActions) -> Tensor:
+    """(N,) where each tuple of ``legal`` stands in ``other``; both list distinct tuples."""
+    same_shape = legal.actions.shape == other.actions.shape
+    if same_shape and torch.equal(legal.counts, other.counts):
+        if torch.equal(legal.actions, other.actions):
+            return torch.arange(len(legal.rows), device=legal.rows.device)
+        rows = torch.cat([legal.rows, other.rows]).unsqueeze(1)
+        both = torch.cat([rows, torch.cat([legal.actions, other.actions])], dim=1)
+        rank = torch.unique(both, dim=0, return_inverse=True)[1]
+        mine, theirs = rank[: len(legal.rows)], rank[len(legal.rows) :]
+        order = theirs.argsort()
+        if torch.equal(theirs[order], mine.sort().values):
+            found: Tensor = order[torch.searchsorted(theirs[order], mine)]
+            return found
+    raise ValueError(
+        f"KL needs two distributions over the same legal lists, got {legal} and {other} that differ"
+    )

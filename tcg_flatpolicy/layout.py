@@ -1,0 +1,487 @@
+"""Where things sit in an observation: the legal list and every other field, by their names.
+
+An engine's C struct, or PufferLib's emulation of a Dict space, reaches the policy as one flat row
+of bytes (or of numbers, when all fields share a dtype). A NumPy structured dtype says where each
+field is; NumPy itself resolves names, nesting, padding and alignment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.spec import ActionSpec
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of one dtype in an observation: its shape and byte strides, from byte ``offset``."""
+
+    name: str
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the field holds."""
+        return math.prod(self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The torch dtype with the same bytes."""
+        return _TORCH_DTYPES[self.dtype]
+
+
+class LegalLayout:
+    """Reads and writes the legal list, and reads any other field, of flat observations.
+
+    Build one with :meth:`from_dtype` or :meth:`from_env`.
+    """
+
+    def __init__(
+        self,
+        dtype: np.dtype[Any],
+        count: str,
+        actions: str | Sequence[str],
+        spec: ActionSpec | None = None,
+    ) -> None:
+        if np.dtype(dtype).names is None:
+            raise TypeError(
+                f"an observation needs a structured dtype with named fields, got {dtype}"
+            )
+        self.dtype = np.dtype(dtype)
+        self.count_name = count
+        self.action_names = actions if isinstance(actions, str) else tuple(actions)
+        self.spec = spec
+        self.count = self._integer_field(count)
+        if self.count.shape not in ((), (1,)):
+            raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
+        self.columns = self._columns(actions)
+        """One (K,) field a tuple value, primary first."""
+        self.padding = self.columns[0].shape[0]
+        """K: how many tuples the list has room for."""
+        if spec is not None and len(self.columns) != 1 + spec.slots:
+            raise ValueError(
+                f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
+            )
+        self._word = self._one_word()
+        leaves = list(self.fields())
+        kinds = {field.dtype for field in leaves}
+        numbers = sum(field.numbers for field in leaves)
+        self._single: np.dtype[Any] | None = None
+        if len(kinds) == 1 and numbers * leaves[0].dtype.itemsize == self.dtype.itemsize:
+            self._single = leaves[0].dtype
+
+    @classmethod
+    def from_dtype(
+        cls,
+        dtype: npt.DTypeLike,
+        count: str,
+        actions: str | Sequence[str],
+        spec: ActionSpec | None = None,
+    ) -> LegalLayout:
+        """From the structured dtype of an observation.
+
+        Args:
+            dtype: NumPy structured dtype with whatever offsets, padding and nesting the engine has.
+            count: name of the integer that says how many tuples are legal; dots reach into nested
+                structs.
+            actions: name of a (K, H) integer field, or H names of (K,) fields, primary first.
+            spec: when given, :meth:`read` also checks each value against its role's range, and an
+                empty row plays the spec's no-op.
+
+        Raises:
+            KeyError: no field of that name.
+            TypeError: a field of another dtype than integers.
+            ValueError: a field of another shape, or another number of values than the spec has.
+        """
+        return cls(np.dtype(dtype), count, actions, spec)
+
+    @classmethod
+    def from_env(
+        cls,
+        env: Any,
+        count: str,
+        actions: str | Sequence[str],
+        spec: ActionSpec | None = None,
+    ) -> LegalLayout:
+        """From an environment under PufferLib's emulation.
+
+        It is looked for through ``.env`` and ``.driver_env``. A native environment may offer the dtype of its struct as ``observation_dtype`` instead. The
+        spec is the environment's ``action_spec`` where it has one and none is given.
+
+        Raises:
+            TypeError: no structured observation dtype anywhere.
+        """
+        for layer in env_layers(env):
+            emulated = getattr(layer, "emulated", None)
+            dtype = getattr(layer, "observation_dtype", None)
+            if isinstance(emulated, dict):
+                dtype = emulated["emulated_observation_dtype"]
+            if isinstance(dtype, np.dtype) and dtype.names is not None:
+                return cls(dtype, count, actions, spec or env_attribute(env, "action_spec"))
+        raise TypeError(
+            f"{type(env).__name__} has no structured observation: it is neither emulated from a "
+            "Dict space nor has an observation_dtype; use LegalLayout.from_dtype(dtype, ...)"
+        )
+
+    def with_spec(self, spec: ActionSpec) -> LegalLayout:
+        """The same layout, reading for this spec."""
+        return LegalLayout(self.dtype, self.count_name, self.action_names, spec)
+
+    def read(self, observations: Tensor) -> LegalActions:
+        """The legal lists of a batch of observations.
+
+        Args:
+            observations: (B, nbytes) uint8, or (B, numbers) of one dtype where all fields share
+                one; whole floats are allowed for the list then.
+
+        Returns:
+            LegalActions of B rows, as listed (repeats included).
+
+        Raises:
+            TypeError: observations of a dtype that the layout does not fit.
+            ValueError: another number of columns; a count outside 0..K, a value that is not whole,
+                negative, or (with a spec) outside its role's range, naming the row.
+        """
+        data = self._bytes(observations)
+        stride = data.shape[1]
+        rows = torch.arange(len(data), device=data.device)
+        counts = self._whole(_gather(data, self.count, rows * stride), self.count_name)
+        outside = (counts < 0) | (counts > self.padding)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"row {row}: {self.count_name} says {int(counts[row])} legal actions, outside "
+                f"0..{self.padding}, the room of {self.action_names}"
+            )
+        n = int(counts.sum())
+        rows = torch.repeat_interleave(counts, output_size=n)
+        places = torch.arange(n, device=data.device) - (counts.cumsum(0) - counts)[rows]
+        if self._word is not None and _divides(self._word.itemsize, data.storage_offset(), stride):
+            words = data.view(-1).view(self._word)
+            first = self.columns[0]
+            at = (rows * stride + (first.offset + places * first.strides[0])) // self._word.itemsize
+            actions = words.index_select(0, at).view(first.torch_dtype).view(n, -1).long()
+        else:
+            columns = []
+            for field in self.columns:
+                at = rows * stride + places * field.strides[0]
+                columns.append(self._whole(_gather(data, field, at), field.name))
+            actions = torch.stack(columns, dim=1)
+        if self.spec is None:
+            noop = torch.zeros(len(self.columns), dtype=torch.int64, device=data.device)
+        else:
+            noop = torch.as_tensor(self.spec.noop, device=data.device)
+        sizes = None if self.spec is None else self.spec.nvec.tolist()
+        legal = LegalActions.trusted(actions, counts, noop, sizes)
+        if self.spec is None:
+            legal._check_not_negative()
+        else:
+            legal.validate(self.spec)
+        return legal
+
+    def field(self, observations: Tensor, name: str) -> Tensor:
+        """Any field by its dotted name.
+
+        Args:
+            observations: as for :meth:`read`.
+            name: such as ``"me.hp"``.
+
+        Returns:
+            (B, *shape of the field) in the field's own dtype; it may share memory with the
+            observations.
+
+        Raises:
+            KeyError: no such field.
+            TypeError: a struct, or a dtype that torch does not have.
+        """
+        return _view(self._bytes(observations), self._find(name))
+
+    def fields(self) -> Iterator[Field]:
+        """Every number in the observation: all fields that are not structs, the list included."""
+        yield from (self._find(name) for name in _leaf_names(self.dtype))
+
+    def is_legal_list(self, field: Field) -> bool:
+        """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
+        actions = (self.action_names,) if isinstance(self.action_names, str) else self.action_names
+        return field.name in (self.count_name, *actions)
+
+    def write(
+        self, observations: npt.NDArray[Any], lists: Sequence[Sequence[Sequence[int]]]
+    ) -> None:
+        """Writes legal lists into observations, in place, and zeroes the room they leave.
+
+        Args:
+            observations: (B, nbytes) uint8, (B, numbers) of the one dtype, or (B,) of the
+                structured dtype; C-contiguous rows.
+            lists: B lists of tuples of H whole numbers.
+
+        Raises:
+            TypeError: observations of a dtype that the layout does not fit.
+            ValueError: a list longer than K, a tuple of another length, or a value that the field's
+                dtype does not hold, naming the row. Nothing is written then.
+        """
+        records = self._records(observations)
+        if len(lists) != len(records):
+            raise ValueError(f"{len(lists)} lists for {len(records)} observations")
+        for row, actions in enumerate(lists):
+            if len(actions) > self.padding:
+                raise ValueError(
+                    f"row {row}: {len(actions)} legal actions overflow the room for {self.padding} "
+                    f"in {self.action_names}; give the field more room"
+                )
+        legal = LegalActions.from_lists(lists, slots=len(self.columns) - 1)
+        values, rows = legal.actions.numpy(), legal.rows.numpy()
+        places = np.arange(len(rows)) - legal.starts.numpy()[rows]
+        counts = legal.counts.numpy()
+        for name, dtype, numbers, at in [
+            (self.count_name, self.count.dtype, counts, np.arange(len(counts))),
+            *((f.name, f.dtype, values[:, j], rows) for j, f in enumerate(self.columns)),
+        ]:
+            wrong = np.flatnonzero(numbers.astype(dtype).astype(np.int64) != numbers)
+            if len(wrong):
+                raise ValueError(
+                    f"row {int(at[wrong[0]])}: {int(numbers[wrong[0]])} does not fit {name}, "
+                    f"which is {dtype}"
+                )
+        target = _resolve(records, self.count_name)
+        target[...] = counts.reshape(target.shape)
+        for j, column in enumerate(self._action_views(records)):
+            column[...] = 0
+            column[rows, places] = values[:, j]
+
+    def _records(self, observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if not isinstance(observations, np.ndarray):
+            raise TypeError(f"write takes a NumPy array, got {type(observations).__name__}")
+        if observations.dtype == self.dtype:
+            return observations
+        if observations.ndim != 2 or (
+            observations.dtype != np.uint8 and observations.dtype != self._single
+        ):
+            raise TypeError(
+                f"observations must be (B, {self.dtype.itemsize}) uint8 or (B,) records, "
+                f"got {observations.shape} {observations.dtype}"
+            )
+        if observations.shape[1] * observations.itemsize != self.dtype.itemsize:
+            raise ValueError(
+                f"an observation has {observations.shape[1] * observations.itemsize} bytes, the "
+                f"layout {self.dtype.itemsize}"
+            )
+        if not len(observations):
+            return np.empty(0, self.dtype)
+        return observations.view(self.dtype)[:, 0]
+
+    def _action_views(self, records: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        if isinstance(self.action_names, str):
+            view = _resolve(records, self.action_names)
+            return [view[..., j] for j in range(view.shape[-1])]
+        return [_resolve(records, name) for name in self.action_names]
+
+    def _bytes(self, observations: Tensor) -> Tensor:
+        """(B, nbytes) uint8, contiguous, of observations in any of the forms that read takes."""
+        size = self.dtype.itemsize
+        if observations.ndim != 2:
+            raise ValueError(f"observations must be (B, columns), got {tuple(observations.shape)}")
+        if observations.dtype == torch.uint8 and observations.shape[1] == size:
+            return observations.contiguous()
+        if self._single is None:
+            if observations.dtype != torch.uint8:
+                raise TypeError(
+                    f"observations are {observations.dtype}, but fields of several dtypes are read "
+                    "from bytes: pass (B, nbytes) uint8"
+                )
+            raise ValueError(f"observations have {observations.shape[1]} bytes, the layout {size}")
+        if observations.shape[1] * self._single.itemsize != size:
+            raise ValueError(
+                f"observations have {observations.shape[1]} columns, the layout "
+                f"{size // self._single.itemsize}"
+            )
+        wanted = _TORCH_DTYPES[self._single]
+        if observations.dtype != wanted:
+            cast = observations.to(wanted)
+            changed = cast.to(observations.dtype) != observations
+            if changed.any():
+                row, column = changed.nonzero()[0].tolist()
+                raise ValueError(
+                    f"row {row}, column {column}: {observations[row, column].item()} is no "
+                    f"{self._single}, the dtype of this layout"
+                )
+            observations = cast
+        return observations.contiguous().view(torch.uint8)
+
+    def _whole(self, values: Tensor, name: str) -> Tensor:
+        """Integers from a field that may hold whole floats."""
+        if values.is_floating_point():
+            broken = values != values.floor()
+            broken |= values.isinf()
+            if broken.any():
+                raise ValueError(
+                    f"{name} holds {values[broken][0].item()}, which is not a whole number"
+                )
+        return values.to(torch.int64)
+
+    def _find(self, name: str) -> Field:
+        record = np.zeros(1, self.dtype)
+        view = _resolve(record, name)
+        if view.dtype.names is not None:
+            raise TypeError(f"{name!r} is a struct; name one of its fields: {view.dtype.names}")
+        if view.dtype not in _TORCH_DTYPES:
+            raise TypeError(f"field {name!r} is {view.dtype}, which torch does not have")
+        offset = view.__array_interface__["data"][0] - record.__array_interface__["data"][0]
+        return Field(name, view.dtype, offset, view.shape[1:], view.strides[1:])
+
+    def _integer_field(self, name: str) -> Field:
+        field = self._find(name)
+        if field.dtype.kind in "iu":
+            return field
+        leaves = {leaf.dtype for leaf in self.fields()}
+        if field.dtype.kind == "f" and len(leaves) == 1:
+            return field  # one dtype for all: the list is stored as whole floats
+        raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
+
+    def _columns(self, actions: str | Sequence[str]) -> list[Field]:
+        if isinstance(actions, str):
+            field = self._integer_field(actions)
+            if len(field.shape) != 2:
+                raise ValueError(
+                    f"field {actions!r} must be (K, H), it is {field.shape}; for a field a slot "
+                    "pass their names as a tuple"
+                )
+            return [
+                Field(
+                    f"{actions}[:, {j}]",
+                    field.dtype,
+                    field.offset + j * field.strides[1],
+                    field.shape[:1],
+                    field.strides[:1],
+                )
+                for j in range(field.shape[1])
+            ]
+        columns = [self._integer_field(name) for name in actions]
+        if not columns:
+            raise ValueError("actions names no field")
+        for column in columns:
+            if len(column.shape) != 1 or column.shape != columns[0].shape:
+                raise ValueError(
+                    f"the fields of a tuple must all be (K,): {columns[0].name!r} is "
+                    f"{columns[0].shape}, {column.name!r} is {column.shape}"
+                )
+        return columns
+
+    def _one_word(self) -> torch.dtype | None:
+        """The integer dtype as wide as a whole tuple, if tuples lie whole and aligned to it."""
+        first = self.columns[0]
+        size = first.dtype.itemsize
+        together = all(
+            column.dtype == first.dtype
+            and column.offset == first.offset + j * size
+            and column.strides == first.strides
+            for j, column in enumerate(self.columns)
+        )
+        word = _SIGNED.get(size * len(self.columns))
+        aligned = word is not None and first.offset % word.itemsize == 0
+        aligned = aligned and word is not None and first.strides[0] % word.itemsize == 0
+        return word if together and aligned and first.dtype.kind in "iu" else None
+
+    def __repr__(self) -> str:
+        return (
+            f"LegalLayout({self.dtype.itemsize} bytes, count={self.count_name!r}, "
+            f"actions={self.action_names!r}, room for {self.padding})"
+        )
+
+
+def env_layers(env: Any) -> Iterator[Any]:
+    """An environment and what it wraps, through ``.driver_env`` and ``.env``, outermost first."""
+    seen: set[int] = set()
+    while env is not None and id(env) not in seen:
+        seen.add(id(env))
+        yield env
+        env = getattr(env, "driver_env", None) or getattr(env, "env", None)
+
+
+def env_attribute(env: Any, name: str) -> Any:
+    """The first layer's attribute of that name that is not None, or None."""
+    for layer in env_layers(env):
+        value = getattr(layer, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+_NAMES = ["bool", "float16", "float32", "float64"]
+_NAMES += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_TORCH_DTYPES: dict[np.dtype[Any], torch.dtype] = {
+    np.dtype(name): getattr(torch, name) for name in _NAMES
+}
+
+
+_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Signed integers by bytes."""
+
+
+def _resolve(records: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """The view of a dotted name; a name that itself has dots in it goes first."""
+    names = records.dtype.names
+    if names is None:
+        raise KeyError(f"no field {name!r}: {records.dtype} has no fields")
+    if name in names:
+        return records[name]
+    head, dot, rest = name.partition(".")
+    if dot and head in names:
+        return _resolve(records[head], rest)
+    raise KeyError(f"no field {name!r}; there are {', '.join(names)}")
+
+
+def _leaf_names(dtype: np.dtype[Any], prefix: str = "") -> Iterator[str]:
+    for name in dtype.names or ():
+        inner = dtype[name].base
+        if inner.names is None:
+            yield prefix + name
+        else:
+            yield from _leaf_names(inner, f"{prefix}{name}.")
+
+
+def _view(data: Tensor, field: Field) -> Tensor:
+    """(B, *shape) of a field in (B, nbytes) uint8, without a copy where alignment allows it."""
+    size = field.dtype.itemsize
+    steps = (data.shape[1], *field.strides)
+    shape = (len(data), *field.shape)
+    if _aligned(data, field):
+        typed = data.view(-1).view(field.torch_dtype)
+        start = typed.storage_offset() + field.offset // size
+        return typed.as_strided(shape, [step // size for step in steps], start)
+    loose = data.as_strided((*shape, size), (*steps, 1), data.storage_offset() + field.offset)
+    return loose.contiguous().view(field.torch_dtype).squeeze(-1)
+
+
+def _gather(data: Tensor, field: Field, at: Tensor) -> Tensor:
+    """One number of a field for each byte address ``at``, relative to the field's offset."""
+    size = field.dtype.itemsize
+    flat = data.view(-1)
+    if _aligned(data, field):
+        # torch indexes signed integers of every size, but not all unsigned and floating ones.
+        words = flat.view(_SIGNED[size]).index_select(0, (at + field.offset) // size)
+        return words.view(field.torch_dtype)
+    windows = flat.as_strided((max(flat.numel() - size + 1, 0), size), (1, 1))
+    return windows.index_select(0, at + field.offset).view(field.torch_dtype).squeeze(-1)
+
+
+def _aligned(data: Tensor, field: Field) -> bool:
+    return _divides(
+        field.dtype.itemsize, data.storage_offset(), data.shape[1], field.offset, *field.strides
+    )
+
+
+def _divides(size: int, *steps: int | torch.SymInt) -> bool:
+    return all(step % size == 0 for step in steps)

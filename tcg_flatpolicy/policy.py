@@ -1,0 +1,360 @@
+"""The policy: from observation bytes to a distribution over exactly the legal tuples.
+
+Shapes: B rows of observations, D hidden size, E embedding size of an entity, N legal tuples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.puffer import LegalNormal
+from tcg_flatpolicy.scorer import TupleScorer
+from tcg_flatpolicy.spec import ActionSpec
+
+
+class Encoding(NamedTuple):
+    """What an encoder makes of a batch of observations."""
+
+    hidden: Tensor
+    """(B, D) state."""
+    entities: Mapping[str, Tensor] = {}
+    """{name: (B, n, E)}: what an Entity slot can point at; absent things are rows like others."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Any nn.Module that maps observations (B, columns) to an Encoding and declares its sizes."""
+
+    hidden_size: int
+    """D."""
+    entity_sizes: Mapping[str, tuple[int, int]]
+    """{name: (n, E)}."""
+
+    def __call__(self, observations: Tensor) -> Encoding:
+        """Encodes a batch."""
+
+
+class FieldEncoder(nn.Module):
+    """The default encoder: every field of the observation except the legal list, normalised.
+
+    Numbers are squashed by sign(x) log(1 + |x|), so that hit points and identifiers of very
+    different sizes can share a layer; then linear, layer norm, relu, twice. Squashing has no
+    running statistics on purpose: with them, the log-prob of a stored action would change between
+    rollout and update. It embeds no entities; an encoder of your own that does will play better.
+
+    Args:
+        layout: where the fields are.
+        hidden_size: D.
+
+    Raises:
+        ValueError: there is no field besides the legal list.
+    """
+
+    def __init__(self, layout: LegalLayout, hidden_size: int = 256) -> None:
+        super().__init__()
+        self.layout = layout
+        self.hidden_size = hidden_size
+        self.entity_sizes: dict[str, tuple[int, int]] = {}
+        self.names = [field.name for field in layout.fields() if not layout.is_legal_list(field)]
+        numbers = sum(field.numbers for field in layout.fields() if field.name in self.names)
+        if not numbers:
+            raise ValueError(f"{layout} has no field besides the legal list: nothing to decide by")
+        self.net = nn.Sequential(
+            nn.Linear(numbers, hidden_size),
+            nn.LayerNorm(hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.LayerNorm(hidden_size),
+            nn.ReLU(),
+        )
+
+    def forward(self, observations: Tensor) -> Encoding:
+        """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
+        columns = [self.layout.field(observations, name).flatten(1).float() for name in self.names]
+        x = torch.cat(columns, dim=1)
+        return Encoding(self.net(x.sign() * x.abs().log1p()))
+
+
+class FlatPolicy(nn.Module):
+    """A feed-forward policy for PufferLib's trainer that plays only legal tuples.
+
+    Pass it to ``PuffeRL(config, vecenv, policy)`` as it is; or call :meth:`distribution` and use
+    the LegalCategorical in any trainer.
+
+    Args:
+        env: brings ``action_spec`` and ``legal_layout`` (itself or through ``.driver_env`` and
+            ``.env``), and ``single_action_space`` for the dtype of actions. May be None when spec
+            and layout are given.
+        spec: what tuples mean; the environment's if left out.
+        layout: where the legal list is; the environment's if left out.
+        encoder: observations -> Encoding; a FieldEncoder if left out.
+        hidden_size: of the FieldEncoder; an encoder of your own brings its own.
+        width: of the scorer's hidden layer.
+
+    Raises:
+        ValueError: no spec or layout anywhere, a spec that does not fit the layout or the action
+            space, or an Entity that the encoder does not embed.
+    """
+
+    is_continuous = False
+    temperature: Tensor
+    epsilon: Tensor
+
+    def __init__(
+        self,
+        env: Any = None,
+        *,
+        spec: ActionSpec | None = None,
+        layout: LegalLayout | None = None,
+        encoder: nn.Module | None = None,
+        hidden_size: int = 256,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.spec: ActionSpec = spec or _from_env(env, "action_spec", "spec")
+        given: LegalLayout = layout or _from_env(env, "legal_layout", "layout")
+        self.layout = given.with_spec(self.spec)
+        self.encoder = encoder or FieldEncoder(self.layout, hidden_size)
+        if not isinstance(self.encoder, Encoder):
+            raise TypeError(
+                f"{type(self.encoder).__name__} must declare hidden_size and entity_sizes "
+                "({name: (n, E)}; {} if it embeds none)"
+            )
+        self.hidden_size = int(self.encoder.hidden_size)
+        self.scorer = TupleScorer(self.spec, self.hidden_size, self.encoder.entity_sizes, width)
+        self.value = nn.Linear(self.hidden_size, 1)
+        self._action_dtype = _action_dtype(env, self.spec)
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("epsilon", torch.tensor(0.0))
+        self._exploration = (1.0, 0.0)
+        self._rollout_exploration: tuple[float, float] | None = None
+        self._encoded: tuple[LegalActions, Mapping[str, Tensor]] | None = None
+        self.register_load_state_dict_post_hook(_restore_exploration)  # type: ignore[no-untyped-call]
+
+    def explore(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
+        """Makes exploration part of the policy: p^(1/temperature), then uniform with epsilon.
+
+        It holds in rollout and update alike, so log-probs stay exact. Set it before a rollout:
+        an update on tuples drawn under other settings raises. It is saved in the state_dict.
+
+        Args:
+            temperature: positive; above 1 flattens the distribution.
+            epsilon: 0 to 1, the share of draws that are uniform over the legal tuples.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon must lie in 0..1, got {epsilon}")
+        self.temperature.fill_(temperature)
+        self.epsilon.fill_(epsilon)
+        self._exploration = (float(self.temperature), float(self.epsilon))
+
+    def distribution(self, observations: Tensor) -> tuple[LegalCategorical, Tensor]:
+        """What the policy would play, without PufferLib.
+
+        Args:
+            observations: (B, columns), as LegalLayout.read takes them.
+
+        Returns:
+            The categorical over each row's legal tuples, and values (B, 1).
+
+        Raises:
+            ValueError: a legal list that is broken or not within the spec, naming the row.
+        """
+        return self._decide(self._encode(observations))
+
+    def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
+        """The rollout's forward: observations (B, columns) -> (LegalNormal, values (B, 1))."""
+        self._rollout_exploration = self._exploration
+        return self._face(self.encode_observations(observations, state))
+
+    def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
+        """The update's forward, the same as the rollout's.
+
+        Raises:
+            RuntimeError: the exploration was changed since the rollout drew its tuples.
+        """
+        self._check_exploration()
+        return self._face(self.encode_observations(observations, state))
+
+    def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
+        """Observations (B, columns) -> hidden (B, D).
+
+        What else decode_actions needs (the legal lists, the entities) waits in the policy, since
+        PufferLib's LSTMWrapper hands on nothing but hidden.
+        """
+        hidden, legal, entities = self._encode(observations)
+        self._encoded = legal, entities
+        return hidden
+
+    def decode_actions(self, hidden: Tensor) -> tuple[LegalNormal, Tensor]:
+        """Hidden (B, D), of the batch just encoded -> (LegalNormal, values (B, 1)).
+
+        Raises:
+            RuntimeError: no batch was encoded, or one of another size.
+        """
+        return self._face(hidden)
+
+    def _encode(self, observations: Tensor) -> tuple[Tensor, LegalActions, Mapping[str, Tensor]]:
+        legal = self.layout.read(observations).distinct()
+        hidden, entities = self.encoder(observations)
+        return hidden, legal, entities
+
+    def _decide(
+        self, encoded: tuple[Tensor, LegalActions, Mapping[str, Tensor]]
+    ) -> tuple[LegalCategorical, Tensor]:
+        hidden, legal, entities = encoded
+        distribution = LegalCategorical(legal, self.scorer(hidden, entities, legal))
+        temperature, epsilon = self._exploration
+        if temperature != 1.0:
+            distribution = distribution.tempered(temperature)
+        if epsilon:
+            distribution = distribution.smoothed(epsilon)
+        return distribution, self.value(hidden).float()
+
+    def _face(self, hidden: Tensor) -> tuple[LegalNormal, Tensor]:
+        if self._encoded is None:
+            raise RuntimeError(
+                "decode_actions needs encode_observations to have been called before it"
+            )
+        (legal, entities), self._encoded = self._encoded, None
+        if len(hidden) != len(legal):
+            raise RuntimeError(
+                f"decode_actions got {len(hidden)} rows, but {len(legal)} observations were encoded"
+            )
+        distribution, value = self._decide((hidden, legal, entities))
+        return LegalNormal(distribution, self._action_dtype), value
+
+    def _check_exploration(self) -> None:
+        drawn = self._rollout_exploration
+        if drawn is not None and drawn != self._exploration:
+            raise RuntimeError(
+                "exploration was changed between rollout and update: tuples were drawn at "
+                f"(temperature, epsilon) = {drawn}, now it is {self._exploration}, so their log-probs "
+                "would be of another distribution; call explore() before evaluate()"
+            )
+
+
+class RecurrentFlatPolicy(FlatPolicy):
+    """A FlatPolicy with an LSTM between encoder and decision, for PufferLib's ``use_rnn``.
+
+    Rollout: one step at a time, carrying ``state["lstm_h"]`` and ``state["lstm_c"]`` (B, D).
+    Update: whole segments (segments, horizon, columns), from a zero state. The trainer's importance
+    ratio starts at 1 only if batch_size = agents * horizon; otherwise its rollout carries the state
+    from one segment into the next, and the update does not.
+
+    The arguments are FlatPolicy's; the LSTM is as wide as the encoder.
+    """
+
+    def __init__(self, env: Any = None, **arguments: Any) -> None:
+        super().__init__(env, **arguments)
+        self.lstm = nn.LSTM(self.hidden_size, self.hidden_size)
+        for name, parameter in self.lstm.named_parameters():
+            if "weight" in name:
+                nn.init.orthogonal_(parameter, 1.0)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
+        """One step: observations (B, columns); the state dict is read and replaced."""
+        self._rollout_exploration = self._exploration
+        hidden = self.encode_observations(observations, state)
+        carried = None
+        if state is not None and state.get("lstm_h") is not None:
+            carried = (state["lstm_h"].unsqueeze(0), state["lstm_c"].unsqueeze(0))
+            if carried[0].shape[1:] != hidden.shape:
+                raise ValueError(
+                    f"lstm_h must be {tuple(hidden.shape)}, got {tuple(state['lstm_h'].shape)}"
+                )
+        output, (h, c) = self.lstm(hidden.unsqueeze(0), carried)
+        if state is not None:
+            state["lstm_h"], state["lstm_c"] = h.squeeze(0), c.squeeze(0)
+        return self._face(output.squeeze(0))
+
+    def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
+        """Whole segments: (segments, horizon, columns) -> LegalNormal of segments * horizon rows.
+
+        Values are (segments, horizon). A batch of two dimensions is taken as horizon 1.
+        """
+        self._check_exploration()
+        if observations.ndim == 2:
+            observations = observations.unsqueeze(1)
+        if observations.ndim != 3:
+            raise ValueError(
+                "observations must be (segments, horizon, columns), got "
+                f"{tuple(observations.shape)}"
+            )
+        segments, horizon, columns = observations.shape
+        hidden = self.encode_observations(observations.reshape(segments * horizon, columns), state)
+        in_time = hidden.view(segments, horizon, -1).transpose(0, 1)
+        output, _ = self.lstm(in_time)
+        face, value = self._face(output.transpose(0, 1).reshape(segments * horizon, -1))
+        return face, value.view(segments, horizon)
+
+
+class Greedy(nn.Module):
+    """Plays the most probable tuple of a policy; for evaluation.
+
+    Its distribution has all mass on the mode, so log-probs are 0 for it and -inf otherwise.
+    """
+
+    def __init__(self, policy: FlatPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.hidden_size = policy.hidden_size
+
+    def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
+        """As the policy's, with a distribution that has all mass on the mode."""
+        return self._sharpen(self.policy.forward_eval(observations, state))
+
+    def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
+        """As the policy's, with a distribution that has all mass on the mode."""
+        return self._sharpen(self.policy(observations, state))
+
+    def _sharpen(self, decided: tuple[LegalNormal, Tensor]) -> tuple[LegalNormal, Tensor]:
+        face, value = decided
+        legal = face.categorical.legal.distinct()
+        scores = torch.full(legal.rows.shape, -torch.inf, device=legal.rows.device)
+        at = legal.find(face.categorical.mode)
+        scores[at[at >= 0]] = 0.0
+        return LegalNormal(LegalCategorical(legal, scores), face.action_dtype), value
+
+
+def _from_env(env: Any, attribute: str, argument: str) -> Any:
+    found = env_attribute(env, attribute)
+    if found is None:
+        raise ValueError(
+            f"FlatPolicy needs {argument}=...: {type(env).__name__} has no {attribute}, nor does "
+            "what it wraps"
+        )
+    return found
+
+
+def _action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
+    """The dtype of the environment's action space, whose sizes must be the spec's."""
+    space = env_attribute(env, "single_action_space")
+    if space is None:
+        return torch.int64
+    nvec = getattr(space, "nvec", None)
+    if nvec is None or list(nvec) != spec.nvec.tolist():
+        raise ValueError(
+            f"the environment's action space is {space}, the spec's tuples need "
+            f"MultiDiscrete({spec.nvec.tolist()})"
+        )
+    dtype: torch.dtype = getattr(torch, space.dtype.name)
+    return dtype
+
+
+def _restore_exploration(module: nn.Module, incompatible_keys: Any) -> None:
+    if isinstance(module, FlatPolicy):
+        module._exploration = (float(module.temperature), float(module.epsilon))

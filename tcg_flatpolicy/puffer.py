@@ -1,0 +1,126 @@
+"""What PufferLib's trainer asks of what a policy returns, and nothing else.
+
+``pufferlib.pytorch.sample_logits`` has a branch for ``isinstance(logits, Normal)``. It reads
+``logits.loc.shape[0]``, draws with ``logits.sample()``, and takes row sums of
+``logits.log_prob(action)`` and ``logits.entropy()``. A LegalNormal answers those from a
+LegalCategorical, so the trainer runs as it is. After sampling, the trainer clips a Normal's actions
+to the bounds of the joint action space, which legal tuples are within.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from tcg_flatpolicy.distribution import LegalCategorical
+
+
+class LegalNormal(Normal):
+    """A LegalCategorical behind the face of a Normal, for PufferLib's trainer only.
+
+    Args:
+        categorical: batch_shape (B,), event_shape (H,).
+        action_dtype: of the environment's action space; PufferLib refuses int64 for an int32 space.
+        update: what to call before an update reads log-probs; see FlatPolicy.explore.
+    """
+
+    def __init__(
+        self, categorical: LegalCategorical, action_dtype: torch.dtype = torch.int64
+    ) -> None:
+        # Not Normal.__init__: there is no scale. loc is read for its first dimension alone.
+        self.categorical = categorical
+        self.action_dtype = action_dtype
+        self.loc = categorical.logits.new_zeros(len(categorical.legal), 1)
+        Distribution.__init__(self, categorical.batch_shape, categorical.event_shape, False)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """(*S, B, H) legal tuples in the action space's dtype."""
+        return self.categorical.sample(sample_shape).to(self.action_dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(B, H) tuples -> (B, 1): the trainer sums over dimension 1."""
+        return self.categorical.log_prob(value).unsqueeze(-1)
+
+    def entropy(self) -> Tensor:
+        """(B, 1): the trainer sums over dimension 1."""
+        return self.categorical.entropy().unsqueeze(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """(B, H) the most probable tuple of each row."""
+        return self.categorical.mode.to(self.action_dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """NaN: tuples are labels."""
+        return self.categorical.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """NaN: tuples are labels."""
+        return self.categorical.variance
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> NoReturn:  # noqa: B008
+        """Not offered: a drawn tuple has no gradient."""
+        raise NotImplementedError("legal tuples are discrete: use sample() and log_prob()")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Only reached for what is not there, such as scale.
+        raise AttributeError(
+            f"LegalNormal has no {name!r}: it wears the face of a Normal only for PufferLib's "
+            "sample_logits, and this caller wants a real Gaussian. Use .categorical, or see "
+            "tcg_flatpolicy.puffer.check_contract() for whether this PufferLib can be relied on"
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "this PufferLib's sample_logits takes a Normal for a list of logits: it has lost the "
+            "branch that tcg_flatpolicy relies on; use pufferlib 3.0.0 or pufferlib-core 3.0.23"
+        )
+
+
+def check_contract() -> None:
+    """Asks the installed PufferLib whether it still treats a Normal as this library relies on.
+
+    Raises:
+        ImportError: PufferLib is not installed.
+        RuntimeError: it answers otherwise; the message says what and which versions are known good.
+    """
+    try:
+        from pufferlib.pytorch import sample_logits
+    except ImportError as error:
+        raise ImportError(MISSING_PUFFERLIB) from error
+    from tcg_flatpolicy.legal import LegalActions
+
+    legal = LegalActions.from_lists([[(1, 2), (3, 0)], [(0, 5)], []])
+    categorical = LegalCategorical(legal, torch.tensor([0.3, -0.2, 0.1]))
+    face = LegalNormal(categorical)
+    wrong = None
+    try:
+        actions, log_probs, entropy = sample_logits(face)
+        again, log_probs_again, _ = sample_logits(face, action=actions)
+    except Exception as error:
+        wrong = f"sample_logits raised {type(error).__name__}: {error}"
+    else:
+        if not legal.contains(actions).all() or not torch.equal(again, actions):
+            wrong = f"sample_logits changed the drawn tuples: {actions.tolist()}"
+        elif not torch.equal(log_probs, categorical.log_prob(actions)):
+            wrong = f"sample_logits changed the log-probs: {log_probs.tolist()}"
+        elif not torch.equal(log_probs_again, log_probs):
+            wrong = "sample_logits gives another log-prob for the same tuples"
+        elif not torch.equal(entropy, categorical.entropy()):
+            wrong = f"sample_logits changed the entropy: {entropy.tolist()}"
+    if wrong is not None:
+        raise RuntimeError(
+            "the installed PufferLib does not treat a Normal as tcg_flatpolicy relies on: "
+            f"{wrong}. Known to work: pufferlib 3.0.0 and pufferlib-core 3.0.23"
+        )
+
+
+MISSING_PUFFERLIB = (
+    "PufferLib is not installed. Install it the way your project does (a fork is fine), or: "
+    "pip install 'tcg_flatpolicy[puffer]' and then pip install --no-deps pufferlib-core"
+)

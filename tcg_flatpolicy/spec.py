@@ -1,0 +1,352 @@
+"""What an action tuple means: primaries, and the role of each of their slots.
+
+A tuple is ``(primary, sub1, sub2, ...)``. The primary is an id; what the value in a slot means
+depends on the primary of that same tuple, so roles are declared per primary and looked up by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def _check_name(kind: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{kind} needs a non-empty name, got {name!r}")
+
+
+def _check_size(kind: str, name: str, size: object) -> None:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+        raise TypeError(f"{kind}({name!r}) needs a whole number of values, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{kind}({name!r}) needs at least one value, got {size}")
+
+
+@dataclass(frozen=True)
+class Index:
+    """A plain number ``0 .. size-1`` with a learned row; the same name shares one table."""
+
+    name: str
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_name("Index", self.name)
+        _check_size("Index", self.name, self.size)
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Points at row ``0 .. size-1`` of the entities that the encoder embedded under ``name``."""
+
+    name: str
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_name("Entity", self.name)
+        _check_size("Entity", self.name, self.size)
+
+
+@dataclass(frozen=True, init=False)
+class OneOf:
+    """Several roles laid end to end in one slot: consecutive ranges of its values.
+
+    ``OneOf(Index("none", 1), Entity("enemy", 6))`` reads 0 as none and 1 to 6 as enemy 0 to 5.
+    """
+
+    parts: tuple[Index | Entity, ...]
+
+    def __init__(self, *parts: Index | Entity) -> None:
+        if not parts:
+            raise ValueError("OneOf needs at least one role")
+        for part in parts:
+            if not isinstance(part, (Index, Entity)):
+                raise TypeError(f"OneOf takes Index and Entity roles, got {part!r}")
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def size(self) -> int:
+        """Number of values, over all parts."""
+        return sum(part.size for part in self.parts)
+
+
+Role: TypeAlias = Index | Entity | OneOf
+
+
+@dataclass(frozen=True, init=False)
+class Primary:
+    """One kind of action: its name, the roles of its slots in order, and its id.
+
+    Args:
+        name: unique within a spec.
+        slots: roles of sub1, sub2, ...; slots beyond them are unused and must be 0.
+        id: the value in the tuple; the next free number counting up from 0 if left out.
+    """
+
+    name: str
+    slots: tuple[Role, ...]
+    id: int | None
+
+    def __init__(self, name: str, *slots: Role, id: int | None = None) -> None:
+        _check_name("Primary", name)
+        for slot in slots:
+            if not isinstance(slot, (Index, Entity, OneOf)):
+                raise TypeError(
+                    f"Primary({name!r}): a slot is an Index, Entity or OneOf, not {slot!r}"
+                )
+        if id is not None:
+            if isinstance(id, bool) or not isinstance(id, (int, np.integer)):
+                raise TypeError(f"Primary({name!r}): id must be a whole number, got {id!r}")
+            if id < 0:
+                raise ValueError(f"Primary({name!r}): id must not be negative, got {id}")
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "slots", slots)
+        object.__setattr__(self, "id", id if id is None else int(id))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where an Index or Entity stands: ``role.size`` values from ``start`` of a primary's slot."""
+
+    primary: int
+    slot: int
+    start: int
+    role: Index | Entity
+
+
+class ActionSpec:
+    """Declares once what action tuples mean; sizes, checks and embeddings are derived from it.
+
+    Args:
+        primaries: the kinds of action. Ids count up from 0 in order, unless given; a primary after
+            one with an explicit id continues from there.
+        noop: the tuple (1 + slots values) that a player without a legal action sends; zeros if
+            left out.
+
+    Raises:
+        ValueError: no primaries, a name or an id used twice, or a no-op outside ``nvec``.
+    """
+
+    def __init__(self, primaries: Sequence[Primary], noop: Sequence[int] | None = None) -> None:
+        if not primaries:
+            raise ValueError("ActionSpec needs at least one Primary")
+        by_id: dict[int, Primary] = {}
+        names: set[str] = set()
+        next_id = 0
+        for primary in primaries:
+            if not isinstance(primary, Primary):
+                raise TypeError(f"ActionSpec takes Primary objects, got {primary!r}")
+            number = next_id if primary.id is None else primary.id
+            if number in by_id:
+                raise ValueError(
+                    f"id {number} is used by {by_id[number].name!r} and {primary.name!r}; "
+                    "give one of them another id="
+                )
+            if primary.name in names:
+                raise ValueError(f"two primaries are named {primary.name!r}; names must be unique")
+            names.add(primary.name)
+            by_id[number] = Primary(primary.name, *primary.slots, id=number)
+            next_id = number + 1
+        self.primaries: dict[int, Primary] = dict(sorted(by_id.items()))
+        """Primary by id, in order of id."""
+
+        slots = max(len(primary.slots) for primary in by_id.values())
+        self.limits: IntArray = np.zeros((max(by_id) + 1, 1 + slots), dtype=np.int64)
+        """(ids, 1 + slots): a tuple with primary ``p`` is within the spec when each of its values
+        is below ``limits[p]``; 1 where a slot is unused, rows of zeros for ids not declared."""
+        for number, primary in self.primaries.items():
+            self.limits[number] = 1
+            self.limits[number, 0] = number + 1
+            for slot, role in enumerate(primary.slots):
+                self.limits[number, 1 + slot] = role.size
+        self.nvec: IntArray = self.limits.max(axis=0)
+        """(1 + slots,) int64: sizes of the MultiDiscrete space."""
+
+        if noop is None:
+            noop = [0] * (1 + slots)
+        self.noop: IntArray = np.asarray(noop)
+        """(1 + slots,) int64: what a player without a legal action sends."""
+        if self.noop.shape != (1 + slots,) or self.noop.dtype.kind not in "iu":
+            raise ValueError(f"noop must be {1 + slots} whole numbers, got {noop!r}")
+        self.noop = self.noop.astype(np.int64)
+        if ((self.noop < 0) | (self.noop >= self.nvec)).any():
+            raise ValueError(f"noop {noop!r} is outside MultiDiscrete sizes {self.nvec.tolist()}")
+
+    @classmethod
+    def from_nvec(cls, nvec: Sequence[int], noop: Sequence[int] | None = None) -> ActionSpec:
+        """A spec of which only the sizes are known: each slot is a plain Index of every primary."""
+        sizes = [int(n) for n in nvec]
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"nvec must be sizes of at least 1, got {list(nvec)!r}")
+        roles = [Index(f"sub{slot}", size) for slot, size in enumerate(sizes[1:], start=1)]
+        return cls([Primary(f"primary{p}", *roles) for p in range(sizes[0])], noop=noop)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots after the primary; a tuple has ``1 + slots`` values."""
+        return len(self.nvec) - 1
+
+    @property
+    def action_space(self) -> gymnasium.spaces.MultiDiscrete:
+        """The gymnasium space of these tuples, MultiDiscrete(nvec) of int64."""
+        return gymnasium.spaces.MultiDiscrete(self.nvec)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Each Index and Entity of each slot of each primary, a OneOf taken apart."""
+        found = []
+        for number, primary in self.primaries.items():
+            for slot, role in enumerate(primary.slots):
+                start = 0
+                for part in role.parts if isinstance(role, OneOf) else (role,):
+                    found.append(Part(number, slot, start, part))
+                    start += part.size
+        return found
+
+    @overload
+    def ravel(self, actions: Tensor) -> Tensor: ...
+    @overload
+    def ravel(self, actions: npt.ArrayLike) -> IntArray: ...
+    def ravel(self, actions: Any) -> Any:
+        """Tuples to flat ids, mixed radix over ``nvec`` as numpy.ravel_multi_index.
+
+        Args:
+            actions: (..., 1 + slots) integers, a tensor or anything NumPy takes.
+
+        Returns:
+            (...,) int64 of the same kind (tensor or array).
+
+        Raises:
+            TypeError: not integers.
+            ValueError: wrong last dimension, a value outside its size, or a spec of more than
+                2**63 - 1 ids.
+        """
+        self._check_id_count()
+        if not isinstance(actions, Tensor):
+            return self.ravel(torch.as_tensor(np.asarray(actions))).numpy()
+        if actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool:
+            raise TypeError(f"ravel takes integers, got {actions.dtype}")
+        if actions.ndim == 0 or actions.shape[-1] != len(self.nvec):
+            raise ValueError(
+                f"actions of shape {tuple(actions.shape)} must end in {len(self.nvec)} values"
+            )
+        actions = actions.to(torch.int64)
+        nvec = torch.as_tensor(self.nvec, device=actions.device)
+        outside = (actions < 0) | (actions >= nvec)
+        if outside.any():
+            where = outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"action value {int(actions[tuple(where)])} at index {tuple(where)} is outside "
+                f"0..{int(self.nvec[where[-1]]) - 1}"
+            )
+        ids = actions[..., 0]
+        for slot in range(1, len(self.nvec)):
+            ids = ids * int(self.nvec[slot]) + actions[..., slot]
+        return ids.clone() if len(self.nvec) == 1 else ids
+
+    @overload
+    def unravel(self, ids: Tensor) -> Tensor: ...
+    @overload
+    def unravel(self, ids: npt.ArrayLike) -> IntArray: ...
+    def unravel(self, ids: Any) -> Any:
+        """Flat ids back to tuples: (...,) integers -> (..., 1 + slots) int64.
+
+        Raises:
+            TypeError: not integers.
+            ValueError: an id outside ``0 .. prod(nvec) - 1``.
+        """
+        count = self._check_id_count()
+        if not isinstance(ids, Tensor):
+            return self.unravel(torch.as_tensor(np.asarray(ids))).numpy()
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise TypeError(f"unravel takes integers, got {ids.dtype}")
+        ids = ids.to(torch.int64)
+        outside = (ids < 0) | (ids >= count)
+        if outside.any():
+            raise ValueError(f"id {int(ids[outside].flatten()[0])} is outside 0..{count - 1}")
+        columns = []
+        for size in self.nvec[:0:-1].tolist():
+            columns.append(ids % size)
+            ids = torch.div(ids, size, rounding_mode="floor")
+        columns.append(ids)
+        return torch.stack(columns[::-1], dim=-1)
+
+    def _check_id_count(self) -> int:
+        count: int = math.prod(self.nvec.tolist())
+        if count > 2**63 - 1:
+            raise ValueError(f"MultiDiscrete {self.nvec.tolist()} has more ids than int64 holds")
+        return count
+
+    def explain(self, action: Sequence[int]) -> str | None:
+        """What is wrong with a tuple of ``1 + slots`` whole numbers, in words; None if nothing is.
+
+        This is about the spec (known primary, values in their roles' ranges, unused slots 0), not
+        about what is legal in some state.
+        """
+        primary = int(action[0])
+        if primary not in self.primaries:
+            return f"slot 0 (primary): {primary} is not a primary of this spec"
+        roles = self.primaries[primary].slots
+        for slot, value in enumerate(int(v) for v in action[1:]):
+            if slot >= len(roles):
+                if value:
+                    return (
+                        f"slot {slot + 1}: {value}, but {self.primaries[primary].name} does not "
+                        "use this slot, so it must be 0"
+                    )
+            elif not 0 <= value < roles[slot].size:
+                return (
+                    f"slot {slot + 1}: {value} is outside 0..{roles[slot].size - 1}, the range of "
+                    f"{_role_name(roles[slot])} of {self.primaries[primary].name}"
+                )
+        return None
+
+    def describe(self, action: Sequence[int] | IntArray | Tensor) -> str:
+        """A tuple in words, such as ``"attack(ally[0], enemy[3])"``.
+
+        Raises:
+            ValueError: the tuple is not within the spec; the message says why.
+        """
+        values = [int(v) for v in action]
+        if len(values) != len(self.nvec):
+            raise ValueError(
+                f"{values} has {len(values)} values, this spec's tuples have {len(self.nvec)}"
+            )
+        problem = self.explain(values)
+        if problem is not None:
+            raise ValueError(f"{tuple(values)} means nothing here: {problem}")
+        primary = self.primaries[values[0]]
+        words = []
+        for role, value in zip(primary.slots, values[1:], strict=False):
+            for part in role.parts if isinstance(role, OneOf) else (role,):
+                if value < part.size:
+                    words.append(f"{part.name}[{value}]")
+                    break
+                value -= part.size
+        return f"{primary.name}({', '.join(words)})" if words else primary.name
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ActionSpec):
+            return NotImplemented
+        return self.primaries == other.primaries and bool((self.noop == other.noop).all())
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.primaries.items()), tuple(self.noop.tolist())))
+
+    def __repr__(self) -> str:
+        return f"ActionSpec({len(self.primaries)} primaries, nvec={self.nvec.tolist()})"
+
+
+def _role_name(role: Role) -> str:
+    if isinstance(role, OneOf):
+        return "OneOf(" + ", ".join(part.name for part in role.parts) + ")"
+    return role.name
