@@ -117,8 +117,9 @@ class LegalLayout:
     ) -> LegalLayout:
         """From an environment under PufferLib's emulation.
 
-        It is looked for through ``.env`` and ``.driver_env``. A native environment may offer the dtype of its struct as ``observation_dtype`` instead. The
-        spec is the environment's ``action_spec`` where it has one and none is given.
+        It is looked for through ``.env`` and ``.driver_env``. A native environment may offer the
+        dtype of its struct as ``observation_dtype`` instead. The spec is the environment's
+        ``action_spec`` where it has one and none is given.
 
         Raises:
             TypeError: no structured observation dtype anywhere.

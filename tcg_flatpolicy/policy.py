@@ -240,8 +240,8 @@ class FlatPolicy(nn.Module):
         if drawn is not None and drawn != self._exploration:
             raise RuntimeError(
                 "exploration was changed between rollout and update: tuples were drawn at "
-                f"(temperature, epsilon) = {drawn}, now it is {self._exploration}, so their log-probs "
-                "would be of another distribution; call explore() before evaluate()"
+                f"(temperature, epsilon) = {drawn}, now it is {self._exploration}, so their "
+                "log-probs would be of another distribution; call explore() before evaluate()"
             )
 
 

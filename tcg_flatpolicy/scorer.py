@@ -166,7 +166,7 @@ class TupleScorer(nn.Module):
     def _project(
         self, entities: Mapping[str, Tensor], legal: LegalActions, at: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Where tuples point at entities (tuple, slot), at which projected row, and the (M, W) rows."""
+        """Where tuples point at entities (tuple, slot), at which projected row, and those rows."""
         batch = len(legal)
         for name in self._names:
             if name not in entities:
