@@ -5,8 +5,10 @@ Shapes: B rows of observations, D hidden size, E embedding size of an entity, N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.puffer import LegalNormal
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Encoding(NamedTuple):
@@ -80,6 +85,25 @@ class FieldEncoder(nn.Module):
         columns = [self.layout.field(observations, name).flatten(1).float() for name in self.names]
         x = torch.cat(columns, dim=1)
         return Encoding(self.net(x.sign() * x.abs().log1p()))
+
+
+def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Under autocast, casts weights anew in each call.
+
+    PufferLib's train() enters autocast and never leaves it, so autocast's own cache of cast weights
+    is never cleared, and every layer would silently keep the weights of the first minibatch.
+    """
+
+    @functools.wraps(method)
+    def call(*arguments: _P.args, **named: _P.kwargs) -> _R:
+        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        with contextlib.ExitStack() as stack:
+            for kind in kinds:
+                dtype = torch.get_autocast_dtype(kind)
+                stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
+            return method(*arguments, **named)
+
+    return call
 
 
 class FlatPolicy(nn.Module):
@@ -159,6 +183,7 @@ class FlatPolicy(nn.Module):
         self.epsilon.fill_(epsilon)
         self._exploration = (float(self.temperature), float(self.epsilon))
 
+    @_fresh_weights
     def distribution(self, observations: Tensor) -> tuple[LegalCategorical, Tensor]:
         """What the policy would play, without PufferLib.
 
@@ -173,11 +198,13 @@ class FlatPolicy(nn.Module):
         """
         return self._decide(self._encode(observations))
 
+    @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """The rollout's forward: observations (B, columns) -> (LegalNormal, values (B, 1))."""
         self._rollout_exploration = self._exploration
         return self._face(self.encode_observations(observations, state))
 
+    @_fresh_weights
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """The update's forward, the same as the rollout's.
 
@@ -187,6 +214,7 @@ class FlatPolicy(nn.Module):
         self._check_exploration()
         return self._face(self.encode_observations(observations, state))
 
+    @_fresh_weights
     def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
         """Observations (B, columns) -> hidden (B, D).
 
@@ -197,6 +225,7 @@ class FlatPolicy(nn.Module):
         self._encoded = legal, entities
         return hidden
 
+    @_fresh_weights
     def decode_actions(self, hidden: Tensor) -> tuple[LegalNormal, Tensor]:
         """Hidden (B, D), of the batch just encoded -> (LegalNormal, values (B, 1)).
 
@@ -265,6 +294,7 @@ class RecurrentFlatPolicy(FlatPolicy):
             else:
                 nn.init.zeros_(parameter)
 
+    @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """One step: observations (B, columns); the state dict is read and replaced."""
         self._rollout_exploration = self._exploration
@@ -281,6 +311,7 @@ class RecurrentFlatPolicy(FlatPolicy):
             state["lstm_h"], state["lstm_c"] = h.squeeze(0), c.squeeze(0)
         return self._face(output.squeeze(0))
 
+    @_fresh_weights
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """Whole segments: (segments, horizon, columns) -> LegalNormal of segments * horizon rows.
 

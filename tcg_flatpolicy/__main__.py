@@ -1,0 +1,7 @@
+"""``python -m tcg_flatpolicy``."""
+
+import sys
+
+from tcg_flatpolicy.cli import main
+
+sys.exit(main())

@@ -1,0 +1,134 @@
+"""The command line: ``python -m tcg_flatpolicy train`` and ``eval``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from tcg_flatpolicy.evaluate import WinRate
+from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    try:
+        from tcg_flatpolicy import train
+    except ImportError as error:
+        return _fail(str(error))
+    options = _parser(train.Settings).parse_args(arguments)
+    try:
+        if options.command == "train":
+            return _train(options)
+        return _eval(options)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        return _fail(MISSING_PUFFERLIB if missing == "pufferlib" else str(error))
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        return _fail(str(error))
+
+
+def _parser(settings: type) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tcg_flatpolicy",
+        description="Policies that play only legal action tuples, on the card game Essence Wars.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    train = commands.add_parser(
+        "train",
+        help="train with PufferLib's own trainer, and compare before and after",
+        description="Trains with PufferLib's own trainer. Writes a run folder: config.json, "
+        "metrics.csv, checkpoint.pt, curves.png, report.json. Ctrl-C ends it cleanly.",
+        formatter_class=formatter,
+    )
+    train.add_argument(
+        "--folder", type=Path, default=None, help="run folder; runs/<time>-seed<seed> if left out"
+    )
+    for setting in fields(settings):
+        flag = "--" + setting.name.replace("_", "-")
+        kind = type(setting.default)
+        if kind is bool:
+            train.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=setting.default,
+                help=setting.metadata["help"],
+            )
+        else:
+            train.add_argument(
+                flag, type=kind, default=setting.default, help=setting.metadata["help"]
+            )
+    evaluate = commands.add_parser(
+        "eval",
+        help="play games with a trained policy",
+        description="Plays games with the policy of a run folder, sampling and with the mode.",
+        formatter_class=formatter,
+    )
+    evaluate.add_argument("run", type=Path, help="a run folder or its checkpoint.pt")
+    evaluate.add_argument("--games", type=int, default=1000, help="games of each way to act")
+    evaluate.add_argument("--opponent", default="greedy", help="built-in opponent")
+    evaluate.add_argument("--seed", type=int, default=2_000_000, help="of the games and the draws")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from tcg_flatpolicy import train
+
+    settings = train.Settings(**{f.name: getattr(options, f.name) for f in fields(train.Settings)})
+    folder = options.folder
+    if folder is None:
+        folder = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{settings.seed}"
+    report = train.train(settings, folder, say=_say)
+    played = sum(result.actions for result in (*report.before.values(), *report.after.values()))
+    illegal = sum(result.illegal for result in (*report.before.values(), *report.after.values()))
+    print()
+    print("interrupted; everything up to here is saved" if report.interrupted else "done")
+    print(f"  steps            {report.steps:,} in {report.seconds:.0f} s, evaluations included")
+    print(f"  steps a second   {report.steps_per_second:,.0f}")
+    print(
+        f"  illegal actions  {report.illegal + illegal} of {report.steps + played:,} played, "
+        "counted by the environment"
+    )
+    print(f"  wins against the batch engine's {settings.opponent} opponent, 95% interval")
+    for when, results in (("before", report.before), ("after", report.after)):
+        _print_results(results, f"{when:>8}, ")
+    print(f"  run folder       {folder}")
+    return 130 if report.interrupted else 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from tcg_flatpolicy import train
+    from tcg_flatpolicy.envs.essence_wars import EssenceWars
+    from tcg_flatpolicy.run_folder import read_checkpoint
+
+    if options.games < 1:
+        raise ValueError(f"--games must be at least 1, got {options.games}")
+    content = read_checkpoint(options.run)
+    settings = train.Settings(**content["settings"])
+    policy = train.make_policy(settings, EssenceWars(1, settings.deck1, settings.deck2))
+    policy.load_state_dict(content["policy"])
+    results = train.evaluate(settings, policy, options.games, options.opponent, options.seed)
+    print(f"{settings.deck1} against {settings.deck2}, {options.opponent} opponent, 95% interval")
+    _print_results(results, "  ")
+    illegal = sum(result.illegal for result in results.values())
+    actions = sum(result.actions for result in results.values())
+    print(f"  illegal actions  {illegal} of {actions:,} played, counted by the environment")
+    return 0
+
+
+def _print_results(results: dict[str, WinRate], indent: str) -> None:
+    for way, result in results.items():
+        print(f"  {indent}{way:<10}{result}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

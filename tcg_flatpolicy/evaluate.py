@@ -1,0 +1,109 @@
+"""Win rates: a policy against an environment's built-in opponent, with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """What came of a number of games."""
+
+    games: int
+    wins: int
+    draws: int
+    actions: int
+    """All actions sent to the environment, of unfinished games too."""
+    illegal: int
+    """How many of them were not legal, as the environment counted."""
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Share of games won; NaN without games."""
+        return self.wins / self.games if self.games else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the share of games won."""
+        return wilson_interval(self.wins, self.games)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.rate:6.1%}  [{low:.1%}, {high:.1%}]  of {self.games} games"
+
+
+def wilson_interval(wins: int, games: int) -> tuple[float, float]:
+    """The 95% score interval of a proportion (Wilson 1927); (0, 1) without games."""
+    if not games:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    centre = (wins + z * z / 2) / (games + z * z)
+    half = z / (games + z * z) * math.sqrt(wins * (games - wins) / games + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@torch.no_grad()
+def play(
+    policy: nn.Module,
+    env: Any,
+    games: int,
+    seed: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> WinRate:
+    """Plays games with the first player's side and counts the wins.
+
+    Each slot of the environment plays the same number of games and no more are counted: taking the
+    first games to finish would favour short ones.
+
+    Args:
+        policy: with forward_eval, as PufferLib has it; wrap it in Greedy to play the mode. A
+            recurrent one starts each game from a zero state.
+        env: a native environment of num_agents games side by side, whose rewards at a game's end
+            are above 0 for a win and below 0 for a loss, and which counts illegal_actions.
+        games: in all; a multiple of env.num_agents.
+        seed: of the games and the draws; torch's own generator is left as it was.
+        stopped: asked before each step; True ends the count early.
+
+    Raises:
+        ValueError: games is not a multiple of env.num_agents.
+    """
+    quota, rest = divmod(games, env.num_agents)
+    if rest or not quota:
+        raise ValueError(f"{games} games cannot be shared equally by {env.num_agents} slots")
+    started = time.monotonic()
+    illegal_before = env.illegal_actions
+    done = np.zeros(env.num_agents, dtype=np.int64)
+    wins = draws = actions = 0
+    hidden_size = int(policy.hidden_size)  # type: ignore[arg-type]
+    state = {name: torch.zeros(env.num_agents, hidden_size) for name in ("lstm_h", "lstm_c")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        observations, _ = env.reset(seed)
+        while (done < quota).any() and not stopped():
+            face, _ = policy.forward_eval(torch.as_tensor(observations), state)  # type: ignore[operator]
+            observations, rewards, terminals, truncations, _ = env.step(face.sample().numpy())
+            actions += env.num_agents
+            ended = terminals | truncations
+            counted = ended & (done < quota)
+            wins += int((counted & (rewards > 0)).sum())
+            draws += int((counted & (rewards == 0)).sum())
+            done += counted
+            fresh = torch.as_tensor(~ended, dtype=torch.float32).unsqueeze(1)
+            state = {name: value * fresh for name, value in state.items()}
+    return WinRate(
+        games=int(done.sum()),
+        wins=wins,
+        draws=draws,
+        actions=actions,
+        illegal=env.illegal_actions - illegal_before,
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,150 @@
+"""What a training run leaves on disk; every file is written whole, by way of a temporary one."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees all of it or the one before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole."""
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes rows of the same keys as CSV with a header, whole; nothing for no rows."""
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values, whole, for :func:`read_checkpoint`."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint, or the one in a run folder: tensors and plain values, no code.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not a checkpoint of this library.
+    """
+    if path.is_dir():
+        path = path / CHECKPOINT
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: pass a run folder or its {CHECKPOINT}")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict) or not {"policy", "settings"} <= content.keys():
+        raise ValueError(f"{path} is no checkpoint of `python -m tcg_flatpolicy train`")
+    return content
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and command: what a result has to carry to be believed."""
+    versions = {"python": platform.python_version()}
+    for package in ("tcg_flatpolicy", "torch", "numpy", "gymnasium", "essence-wars"):
+        versions[package] = _version(package)
+    puffer = [name for name in ("pufferlib-core", "pufferlib") if _version(name) != "not installed"]
+    versions["pufferlib"] = ", ".join(f"{name} {_version(name)}" for name in puffer)
+    return {
+        "command": shlex.join(["python", "-m", "tcg_flatpolicy", *sys.argv[1:]]),
+        "versions": versions,
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+        },
+    }
+
+
+def draw_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> bool:
+    """Draws win rate, entropy, KL and steps per second over environment steps, as a PNG.
+
+    Returns:
+        False, and draws nothing, for no rows or without matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    if not rows:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        ("win_rate", "win rate while training (sampling)", (0.0, 1.0)),
+        ("entropy", "entropy of the policy [nats]", None),
+        ("approx_kl", "KL of an update [nats]", None),
+        ("steps_per_second", "environment steps per second", None),
+    ]
+    steps = [row["steps"] / 1e6 for row in rows]
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
+    for axis, (key, label, limits) in zip(axes.flat, panels, strict=True):
+        axis.plot(steps, [row[key] for row in rows], color="#1f5fa8", linewidth=1.3)
+        axis.set_title(label, fontsize=10, loc="left")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if limits is None:
+            axis.set_ylim(bottom=0)
+        else:
+            axis.set_ylim(*limits)
+    for axis in axes[1]:
+        axis.set_xlabel("environment steps [millions]")
+    figure.suptitle(title, fontsize=11)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    pyplot.close(figure)
+    write_whole(path, picture.getvalue())
+    return True
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
