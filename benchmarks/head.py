@@ -13,14 +13,18 @@ times of the same round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import measure
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
+from torch.nn import functional
+from torch.profiler import record_function
 
 import tcg_flatpolicy as fp
 
@@ -184,7 +188,7 @@ class Floor(NamedTuple):
 
     batch: Batch
     words: Tensor
-    """The bytes as int32: the first of each row has the count, the others a tuple each."""
+    """(B * (1 + K),) int32: the count of each row, and then a tuple in each word."""
     counts_at: Tensor
     """(B,) in words."""
     tuples_at: Tensor
@@ -202,13 +206,12 @@ class Floor(NamedTuple):
         place = torch.arange(len(legal.rows)) - legal.starts[legal.rows]
         begins = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
         codes = torch.cat([sum(SIZES) + legal.rows.unsqueeze(1), begins + legal.actions], dim=1)
-        words = batch.observations.view(-1).view(torch.int32)
-        return cls(
-            batch, words, counts_at, counts_at[legal.rows] + 1 + place, legal.rows, codes
-        )
+        listed = batch.observations[:, 2:].contiguous().view(torch.int32)
+        words = torch.cat([legal.counts.int().unsqueeze(1), listed], dim=1).flatten()
+        return cls(batch, words, counts_at, counts_at[legal.rows] + 1 + place, legal.rows, codes)
 
     def given_scores(self, backward: bool) -> None:
-        """Counts, words and rows; an exp, a running sum, sums by row; a draw; softmax's gradient."""
+        """Counts, words, rows; exp, running sum, sums by row; a draw; softmax's gradient."""
         scores = self.batch.scores.detach()
         counts = self.words.index_select(0, self.counts_at)
         rows = torch.repeat_interleave(counts, output_size=len(scores))
@@ -334,7 +337,9 @@ def given_scores(batch: int, seconds: float) -> list[Line]:
     times = measure.interleave(contenders, seconds)
     lines = []
     for name in others:
-        target = f"≥ {TARGETS[batch]}" if name == "padded torch Categorical" and batch in TARGETS else ""
+        target = (
+            f"≥ {TARGETS[batch]}" if name == "padded torch Categorical" and batch in TARGETS else ""
+        )
         lines += compared(times, name, "ours", str(batch), target)
     return lines + compared(times, "ours", "floor", str(batch))
 
@@ -461,15 +466,15 @@ def main() -> None:
 
 
 NOTES = f"""\
-Times of the same round on one thread, fresh lists every call: half of the rows empty, else 11
-tuples on average, 54 at the 99th percentile, at most {LONGEST}; sizes 24/50/50/50, padded to \
-{PADDING}.
+Processor times of the same round on one thread, fresh lists every call: half of the rows empty,
+else 11 tuples on average, 54 at the 99th percentile, at most {LONGEST}; sizes 24/50/50/50, padded
+to {PADDING}.
 "draw" is the draw of a tuple, its log-prob and the entropy; "and backward" also the gradients of
 their sums. Ours includes reading the list from bytes, all range checks and dropping repeats. The
-padded ones read counts and the drawn tuple from the same bytes, unchecked, with (B, {PADDING}) logits
-given. Masks per head have their masks given, not built, and draw tuples that no row lists. "by
-hand" and "masks per head" are written without torch's Categorical, which is slower. The floor is
-the gathers, sums and products alone that no such head can do without, on what was found
+padded ones read counts and the drawn tuple from the same bytes, unchecked; logits (B, {PADDING})
+are given. Masks per head have their masks given, not built, and draw tuples that no row lists.
+"by hand" and "masks per head" are written without torch's Categorical, which is slower. The floor
+is the gathers, sums and products alone that no such head can do without, on what was found
 beforehand.
 """
 

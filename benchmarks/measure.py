@@ -49,6 +49,9 @@ class Figure(NamedTuple):
 def interleave(contenders: Mapping[str, Callable[[int], Any]], seconds: float) -> dict[str, Times]:
     """Seconds a call of each contender, one number a round; each takes its turn in every round.
 
+    Seconds of the processor, which do not count what other processes take: for one thread that
+    waits for nothing.
+
     Args:
         contenders: by name; each is called with the number of the call, to choose fresh data by.
         seconds: how long to go on, all contenders together; five rounds at least.
@@ -59,10 +62,10 @@ def interleave(contenders: Mapping[str, Callable[[int], Any]], seconds: float) -
     def one_turn(name: str) -> float:
         run, first = contenders[name], calls[name]
         calls[name] += repeats[name]
-        begin = time.perf_counter()
+        begin = time.process_time()
         for call in range(first, first + repeats[name]):
             run(call)
-        return (time.perf_counter() - begin) / repeats[name]
+        return (time.process_time() - begin) / repeats[name]
 
     for name in contenders:
         one_turn(name)  # the first call of all also pays for what is set up once

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.legal import LegalActions
 
 
 class LegalNormal(Normal):
@@ -24,7 +25,6 @@ class LegalNormal(Normal):
     Args:
         categorical: batch_shape (B,), event_shape (H,).
         action_dtype: of the environment's action space; PufferLib refuses int64 for an int32 space.
-        update: what to call before an update reads log-probs; see FlatPolicy.explore.
     """
 
     def __init__(
@@ -93,31 +93,33 @@ def check_contract() -> None:
         from pufferlib.pytorch import sample_logits
     except ImportError as error:
         raise ImportError(MISSING_PUFFERLIB) from error
-    from tcg_flatpolicy.legal import LegalActions
-
-    legal = LegalActions.from_lists([[(1, 2), (3, 0)], [(0, 5)], []])
-    categorical = LegalCategorical(legal, torch.tensor([0.3, -0.2, 0.1]))
-    face = LegalNormal(categorical)
-    wrong = None
     try:
-        actions, log_probs, entropy = sample_logits(face)
-        again, log_probs_again, _ = sample_logits(face, action=actions)
+        wrong = _departure(sample_logits)
     except Exception as error:
         wrong = f"sample_logits raised {type(error).__name__}: {error}"
-    else:
-        if not legal.contains(actions).all() or not torch.equal(again, actions):
-            wrong = f"sample_logits changed the drawn tuples: {actions.tolist()}"
-        elif not torch.equal(log_probs, categorical.log_prob(actions)):
-            wrong = f"sample_logits changed the log-probs: {log_probs.tolist()}"
-        elif not torch.equal(log_probs_again, log_probs):
-            wrong = "sample_logits gives another log-prob for the same tuples"
-        elif not torch.equal(entropy, categorical.entropy()):
-            wrong = f"sample_logits changed the entropy: {entropy.tolist()}"
     if wrong is not None:
         raise RuntimeError(
             "the installed PufferLib does not treat a Normal as tcg_flatpolicy relies on: "
             f"{wrong}. Known to work: pufferlib 3.0.0 and pufferlib-core 3.0.23"
         )
+
+
+def _departure(sample_logits: Any) -> str | None:
+    """How this sample_logits departs from what LegalNormal needs, in words; None if it does not."""
+    legal = LegalActions.from_lists([[(1, 2), (3, 0)], [(0, 5)], []])
+    categorical = LegalCategorical(legal, torch.tensor([0.3, -0.2, 0.1]))
+    face = LegalNormal(categorical)
+    actions, log_probs, entropy = sample_logits(face)
+    again, log_probs_again, _ = sample_logits(face, action=actions)
+    if not legal.contains(actions).all() or not torch.equal(again, actions):
+        return f"sample_logits changed the drawn tuples: {actions.tolist()}"
+    if not torch.equal(log_probs, categorical.log_prob(actions)):
+        return f"sample_logits changed the log-probs: {log_probs.tolist()}"
+    if not torch.equal(log_probs_again, log_probs):
+        return "sample_logits gives another log-prob for the same tuples"
+    if not torch.equal(entropy, categorical.entropy()):
+        return f"sample_logits changed the entropy: {entropy.tolist()}"
+    return None
 
 
 MISSING_PUFFERLIB = (

@@ -135,35 +135,38 @@ def leaves(dtype: np.dtype, prefix: str = "") -> list[str]:
 
 
 @st.composite
-def filler(draw: Draw, depth: int) -> Leaf:
+def filler(draw: Draw, depth: int, only: np.dtype | None) -> Leaf:
     """A field that is no part of the list: number, subarray, struct or array of structs."""
     shape = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
     if depth and draw(st.integers(0, 2)) == 0:
-        return draw(struct_with(depth - 1, {}))[0], shape
-    return np.dtype(draw(st.sampled_from(["bool", *INTEGERS, *FLOATS]))), shape
+        return draw(struct_with(depth - 1, {}, only))[0], shape
+    return only or np.dtype(draw(st.sampled_from(["bool", *INTEGERS, *FLOATS]))), shape
 
 
 @st.composite
-def struct_with(draw: Draw, depth: int, wanted: dict[str, Leaf]) -> tuple[np.dtype, dict[str, str]]:
-    """A struct with the wanted fields somewhere in it.
+def struct_with(
+    draw: Draw, depth: int, wanted: dict[str, Leaf], only: np.dtype | None
+) -> tuple[np.dtype, dict[str, str]]:
+    """A struct with the wanted fields somewhere in it; with ``only``, all else is of that dtype.
 
     Returns:
-        Its dtype, packed, aligned or with offsets of its own; the dotted name of each wanted field.
+        Its dtype, packed, aligned or with offsets of its own (with ``only``, without gaps); the
+        dotted name of each wanted field.
     """
     here = dict(wanted)
     paths = {name: name for name in wanted}
     fields: list[tuple[str, Leaf]] = []
     for inner in range(draw(st.integers(0, 2)) if depth else 0):
         moved = {name: here.pop(name) for name in list(here) if draw(st.booleans())}
-        dtype, inside = draw(struct_with(depth - 1, moved))
+        dtype, inside = draw(struct_with(depth - 1, moved, only))
         fields.append((f"s{inner}", (dtype, ())))
         paths.update({name: f"s{inner}.{inside[name]}" for name in moved})
     fields += here.items()
     fillers = draw(st.integers(0 if fields else 1, 2))
-    fields += [(f"x{number}", draw(filler(depth))) for number in range(fillers)]
+    fields += [(f"x{number}", draw(filler(depth, only))) for number in range(fillers)]
     fields = draw(st.permutations(fields))
     names, formats = [name for name, _ in fields], [leaf for _, leaf in fields]
-    kind = draw(st.sampled_from(["packed", "aligned", "offsets"]))
+    kind = "packed" if only else draw(st.sampled_from(["packed", "aligned", "offsets"]))
     if kind != "offsets":
         listed = [(name, *leaf) for name, leaf in zip(names, formats, strict=True)]
         return np.dtype(listed, align=kind == "aligned"), paths
@@ -178,10 +181,13 @@ def struct_with(draw: Draw, depth: int, wanted: dict[str, Leaf]) -> tuple[np.dty
 
 
 @st.composite
-def structs(draw: Draw, max_padding: int = 5) -> Struct:
-    """Structs with a legal list in any of the forms that a layout reads."""
+def structs(draw: Draw, only: np.dtype | None = None, max_padding: int = 5) -> Struct:
+    """Structs with a legal list in any of the forms that a layout reads.
+
+    With ``only``, all numbers are of that dtype (it may be a floating one), without gaps.
+    """
     padding, width = draw(st.integers(1, max_padding)), draw(st.integers(1, 4))
-    integer = st.sampled_from(INTEGERS).map(np.dtype)
+    integer = st.just(only) if only else st.sampled_from(INTEGERS).map(np.dtype)
     same = draw(integer)
     columns = [f"v{j}" for j in range(width)]
     wanted: dict[str, Leaf] = {"n": (draw(integer), draw(st.sampled_from([(), (1,)])))}
@@ -192,7 +198,7 @@ def structs(draw: Draw, max_padding: int = 5) -> Struct:
     if form == "field":
         wanted["legal"] = (same, (padding, width))
     elif form == "rows in structs":  # an array of structs that hold a whole tuple each
-        inner, inside = draw(struct_with(1, {"row": (same, (width,))}))
+        inner, inside = draw(struct_with(1, {"row": (same, (width,))}, only))
         wanted["legal"] = (inner, (padding,))
     elif form == "field a slot":
         wanted.update({name: (draw(integer), (padding,)) for name in columns})
@@ -200,9 +206,9 @@ def structs(draw: Draw, max_padding: int = 5) -> Struct:
         wanted["legal"] = (np.dtype([(name, same) for name in columns]), (padding,))
         inside = {name: name for name in columns}
     else:
-        inner, inside = draw(struct_with(1, {name: (draw(integer), ()) for name in columns}))
+        inner, inside = draw(struct_with(1, {name: (draw(integer), ()) for name in columns}, only))
         wanted["legal"] = (inner, (padding,))
-    dtype, paths = draw(struct_with(2, wanted))
+    dtype, paths = draw(struct_with(2, wanted, only))
     actions: str | tuple[str, ...]
     if form == "field":
         actions = paths["legal"]
@@ -216,13 +222,16 @@ def structs(draw: Draw, max_padding: int = 5) -> Struct:
 
 
 @st.composite
-def lists_for(draw: Draw, struct: Struct) -> Lists:
+def lists_for(draw: Draw, struct: Struct, largest: int = 2**63 - 2) -> Lists:
     """Lists that fit a struct, often with the largest values that its fields hold."""
-    records = np.zeros(1, struct.dtype)
-    largest = [min(int(np.iinfo(view.dtype).max), 2**63 - 2) for view in struct.views(records)[1]]
-    action = st.tuples(*(st.integers(0, 4) | st.integers(0, most) for most in largest))
-    rows = st.lists(action, max_size=struct.padding)
-    return draw(st.lists(rows, max_size=4))
+
+    def most(dtype: np.dtype) -> int:
+        exact = np.iinfo(dtype).max if dtype.kind in "iu" else 2 ** (np.finfo(dtype).nmant + 1)
+        return min(int(exact), largest)
+
+    columns = struct.views(np.zeros(1, struct.dtype))[1]
+    action = st.tuples(*(st.integers(0, 4) | st.integers(0, most(v.dtype)) for v in columns))
+    return draw(st.lists(st.lists(action, max_size=struct.padding), max_size=4))
 
 
 def records_in(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -244,10 +253,10 @@ def random_bytes(rng: np.random.Generator, dtype: np.dtype, rows: int) -> np.nda
 PLACEMENTS = ["alone", "odd address", "later rows", "inner columns", "every other row", "column"]
 
 
-def placed(data: np.ndarray, how: str) -> Tensor:
+def placed(data: np.ndarray | Tensor, how: str) -> Tensor:
     """The same numbers (rows, columns) as a tensor that lies in memory as ``how`` says."""
-    rows, columns = data.shape
-    values = torch.from_numpy(data)
+    values = torch.as_tensor(data)
+    rows, columns = values.shape
     if how == "odd address":
         home = torch.zeros(rows * columns + 1, dtype=values.dtype)[1:].view(rows, columns)
     elif how == "later rows":

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import INTEGERS, actions_below, actions_of, plain_roles, roles, specs
 
 from tcg_flatpolicy import ActionSpec, Entity, Index, OneOf, Primary
 from tcg_flatpolicy.spec import Part
+from tests.strategies import INTEGERS, actions_below, actions_of, plain_roles, roles, specs
 
 ALLY, ENEMY, HAND = Entity("ally", 6), Entity("enemy", 6), Entity("hand", 30)
 TARGET = OneOf(Index("none", 1), ENEMY, ALLY)
@@ -206,13 +206,26 @@ def test_ravel_takes_whatever_numpy_takes() -> None:
     spec = ActionSpec.from_nvec([3, 4, 5])
     assert spec.ravel([[1, 2, 3], [2, 3, 4]]).tolist() == [33, 59]
     assert spec.ravel((2, 3, 4)).shape == ()
+    assert spec.ravel(np.array([[1, 2, 3], [2, 3, 4]], order="F")).tolist() == [33, 59]
+    assert spec.ravel(np.zeros((0, 3), dtype=int)).shape == (0,)
+    assert spec.unravel([33, 59]).tolist() == [[1, 2, 3], [2, 3, 4]]
+    assert spec.unravel(np.zeros((0, 2), dtype=int)).shape == (0, 2, 3)
+
+
+def test_ravel_takes_arrays_that_run_backwards() -> None:
+    spec = ActionSpec.from_nvec([3, 4, 5])
     actions = np.array([[1, 2, 3], [2, 3, 4]])
     assert spec.ravel(actions[::-1]).tolist() == [59, 33]
-    assert spec.ravel(actions[:, ::-1][:, ::-1]).tolist() == [33, 59]
-    assert spec.ravel(np.asfortranarray(actions)).tolist() == [33, 59]
     assert spec.unravel(np.array([33, 59])[::-1]).tolist() == [[2, 3, 4], [1, 2, 3]]
-    actions.flags.writeable = False
+
+
+@pytest.mark.usefixtures("_every_warning")
+def test_ravel_takes_read_only_arrays_without_a_warning() -> None:
+    spec = ActionSpec.from_nvec([3, 4, 5])
+    actions, ids = np.array([[1, 2, 3], [2, 3, 4]]), np.array([33, 59])
+    actions.flags.writeable = ids.flags.writeable = False
     assert spec.ravel(actions).tolist() == [33, 59]
+    assert spec.unravel(ids).tolist() == [[1, 2, 3], [2, 3, 4]]
 
 
 # ---- words
