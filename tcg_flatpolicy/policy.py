@@ -67,8 +67,8 @@ class FieldEncoder(nn.Module):
         self.layout = layout
         self.hidden_size = hidden_size
         self.entity_sizes: dict[str, tuple[int, int]] = {}
-        self.names = [field.name for field in layout.fields() if not layout.is_legal_list(field)]
-        numbers = sum(field.numbers for field in layout.fields() if field.name in self.names)
+        self.fields = [field for field in layout.fields() if not layout.is_legal_list(field)]
+        numbers = sum(field.numbers for field in self.fields)
         if not numbers:
             raise ValueError(f"{layout} has no field besides the legal list: nothing to decide by")
         self.net = nn.Sequential(
@@ -82,8 +82,11 @@ class FieldEncoder(nn.Module):
 
     def forward(self, observations: Tensor) -> Encoding:
         """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
-        columns = [self.layout.field(observations, name).flatten(1).float() for name in self.names]
-        x = torch.cat(columns, dim=1)
+        columns = [
+            self.layout.field(observations, field.name).reshape(len(observations), field.numbers)
+            for field in self.fields
+        ]
+        x = torch.cat([column.float() for column in columns], dim=1)
         return Encoding(self.net(x.sign() * x.abs().log1p()))
 
 
@@ -145,6 +148,7 @@ class FlatPolicy(nn.Module):
         self.spec: ActionSpec = spec or _from_env(env, "action_spec", "spec")
         given: LegalLayout = layout or _from_env(env, "legal_layout", "layout")
         self.layout = given.with_spec(self.spec)
+        self._action_dtype = _action_dtype(env, self.spec)
         self.encoder = encoder or FieldEncoder(self.layout, hidden_size)
         if not isinstance(self.encoder, Encoder):
             raise TypeError(
@@ -154,7 +158,6 @@ class FlatPolicy(nn.Module):
         self.hidden_size = int(self.encoder.hidden_size)
         self.scorer = TupleScorer(self.spec, self.hidden_size, self.encoder.entity_sizes, width)
         self.value = nn.Linear(self.hidden_size, 1)
-        self._action_dtype = _action_dtype(env, self.spec)
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("epsilon", torch.tensor(0.0))
         self._exploration = (1.0, 0.0)

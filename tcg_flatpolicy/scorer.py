@@ -205,7 +205,7 @@ class TupleScorer(nn.Module):
     def _check_entity(self, primary: str, role: Entity) -> None:
         if role.name not in self.entity_sizes:
             raise ValueError(
-                f"{primary!r} points at Entity({role.name!r}), but the encoder embeds only "
+                f"{primary!r} points at Entity({role.name!r}), but the encoder embeds "
                 f"{sorted(self.entity_sizes) or 'no entities'}; add it to entity_sizes, or declare "
                 f"the slot as Index({role.name!r}, {role.size})"
             )

@@ -59,7 +59,7 @@ class Settings:
     adam_beta1: float = _setting(0.9, "of Adam")
     adam_beta2: float = _setting(0.999, "of Adam")
     adam_eps: float = _setting(1e-8, "of Adam")
-    optimizer: str = _setting("adam", "adam, or muon (needs heavyball 2.0)")
+    optimizer: str = _setting("adam", "adam, or muon (needs heavyball, at least 2.1 and below 3)")
     gamma: float = _setting(0.995, "discount of a step")
     gae_lambda: float = _setting(0.9, "of the generalised advantage estimate")
     ent_coef: float = _setting(0.003, "weight of the entropy in the loss")

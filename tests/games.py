@@ -18,11 +18,18 @@ BANDIT_SPEC = fp.ActionSpec(
     [
         fp.Primary("rest"),
         fp.Primary("attack", fp.Entity("unit", UNITS), fp.Entity("unit", UNITS)),
-        fp.Primary("play", fp.Index("card", CARDS), fp.OneOf(fp.Index("none", 1), fp.Entity("unit", UNITS))),
+        fp.Primary(
+            "play", fp.Index("card", CARDS), fp.OneOf(fp.Index("none", 1), fp.Entity("unit", UNITS))
+        ),
     ]
 )
 BANDIT_DTYPE = np.dtype(
-    [("kind", np.uint8, UNITS), ("card", np.int16), ("n", np.uint16), ("legal", np.uint8, (ROOM, 3))],
+    [
+        ("kind", np.uint8, UNITS),
+        ("card", np.int16),
+        ("n", np.uint16),
+        ("legal", np.uint8, (ROOM, 3)),
+    ],
     align=True,
 )
 

@@ -1,0 +1,256 @@
+"""The policy: what it builds on, what it refuses, and that rollout and update agree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tcg_flatpolicy as fp
+from tests.games import BANDIT_DTYPE, BANDIT_SPEC, Bandit, BanditEncoder
+
+
+@pytest.fixture
+def env() -> Bandit:
+    made = Bandit(num_agents=16, empty=0.3)
+    made.reset(3)
+    return made
+
+
+def observe(env: Bandit) -> Tensor:
+    return torch.as_tensor(env.observations)
+
+
+def test_it_finds_spec_and_layout_in_the_environment_or_what_it_wraps(env: Bandit) -> None:
+    class Wrapper:
+        def __init__(self, inner: Any) -> None:
+            self.env = inner
+
+    class Vector:
+        def __init__(self, inner: Any) -> None:
+            self.driver_env = inner
+
+    for outer in (env, Wrapper(env), Vector(Wrapper(env))):
+        policy = fp.FlatPolicy(outer, encoder=BanditEncoder(env.legal_layout))
+        assert policy.spec == BANDIT_SPEC
+        assert policy.layout.dtype == BANDIT_DTYPE
+
+
+def test_spec_and_layout_can_be_passed_without_an_environment(env: Bandit) -> None:
+    layout = fp.LegalLayout.from_dtype(BANDIT_DTYPE, count="n", actions="legal")
+    policy = fp.FlatPolicy(
+        spec=BANDIT_SPEC, layout=layout, encoder=BanditEncoder(layout), hidden_size=64
+    )
+    distribution, value = policy.distribution(observe(env))
+    assert distribution.legal.to_lists() == env.lists
+    assert value.shape == (16, 1)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"needs spec=.*object has no action_spec"):
+        fp.FlatPolicy(object())
+    with pytest.raises(ValueError, match=r"needs layout="):
+        fp.FlatPolicy(spec=BANDIT_SPEC)
+
+
+def test_an_action_space_of_other_sizes_is_refused(env: Bandit) -> None:
+    env.single_action_space = gymnasium.spaces.MultiDiscrete([3, 5, 9])
+    with pytest.raises(ValueError, match=r"MultiDiscrete\(\[3, 5, 5\]\)"):
+        fp.FlatPolicy(env)
+
+
+def test_a_spec_that_does_not_fit_the_layout_is_refused(env: Bandit) -> None:
+    with pytest.raises(ValueError, match="3 values, the spec's 4"):
+        fp.FlatPolicy(spec=fp.ActionSpec.from_nvec([3, 5, 5, 5]), layout=env.legal_layout)
+
+
+def test_an_encoder_must_declare_its_sizes(env: Bandit) -> None:
+    with pytest.raises(TypeError, match="hidden_size and entity_sizes"):
+        fp.FlatPolicy(env, encoder=nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"points at Entity\('unit'\)"):
+        fp.FlatPolicy(env)  # the default encoder embeds no entities, and says how to go on
+
+
+def test_the_default_encoder_takes_every_field_but_the_legal_list() -> None:
+    dtype = np.dtype(
+        [
+            ("me", [("hp", np.int16), ("gold", np.float32, 2)]),
+            ("n", np.int32),
+            ("legal", np.uint8, (4, 2)),
+        ]
+    )
+    layout = fp.LegalLayout.from_dtype(dtype, "n", "legal")
+    encoder = fp.FieldEncoder(layout, hidden_size=8)
+    assert [field.name for field in encoder.fields] == ["me.hp", "me.gold"]
+    records = np.zeros(2, dtype)
+    records["me"]["hp"] = [30000, -5]
+    plain = encoder(torch.from_numpy(records.view(np.uint8).reshape(2, -1))).hidden
+    assert plain.shape == (2, 8)
+    assert plain.isfinite().all()
+    records["legal"] = 7
+    records["n"] = 2
+    same = encoder(torch.from_numpy(records.view(np.uint8).reshape(2, -1))).hidden
+    assert torch.equal(plain, same)
+    records["me"]["gold"][1, 1] = 3
+    other = encoder(torch.from_numpy(records.view(np.uint8).reshape(2, -1))).hidden
+    assert torch.equal(other[0], plain[0])
+    assert not torch.equal(other[1], plain[1])
+    with pytest.raises(ValueError, match="no field besides the legal list"):
+        fp.FieldEncoder(
+            fp.LegalLayout.from_dtype([("n", "u1"), ("legal", "u1", (4, 2))], "n", "legal")
+        )
+
+
+def test_samples_have_the_dtype_of_the_action_space(env: Bandit) -> None:
+    for dtype, wanted in ((np.int32, torch.int32), (np.int64, torch.int64)):
+        env.single_action_space = gymnasium.spaces.MultiDiscrete(BANDIT_SPEC.nvec, dtype=dtype)
+        face, _ = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout)).forward_eval(
+            observe(env)
+        )
+        assert face.sample().dtype == wanted
+
+
+def test_a_repeated_listing_never_doubles_a_probability(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    lists: list[list[tuple[int, ...]]] = [[(0, 0, 0), (1, 2, 3)]] * 16
+    env.legal_layout.write(env.observations, lists)
+    once, _ = policy.distribution(observe(env))
+    env.legal_layout.write(env.observations, [[(0, 0, 0), (1, 2, 3), (0, 0, 0), (0, 0, 0)]] * 16)
+    twice, _ = policy.distribution(observe(env))
+    action = torch.tensor([[1, 2, 3]] * 16)
+    torch.testing.assert_close(once.log_prob(action), twice.log_prob(action))
+    assert len(twice.legal.actions) == 32
+
+
+def test_order_and_padding_of_the_list_change_nothing(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    action = torch.tensor([(actions or [(0, 0, 0)])[0] for actions in env.lists])
+    before = policy.distribution(observe(env))[0]
+    env.legal_layout.write(env.observations, [actions[::-1] for actions in env.lists])
+    records = env.observations.view(BANDIT_DTYPE)[:, 0]
+    for row, actions in enumerate(env.lists):
+        records["legal"][row, len(actions) :] = 255
+    after = policy.distribution(observe(env))[0]
+    torch.testing.assert_close(before.log_prob(action), after.log_prob(action))
+    torch.testing.assert_close(before.entropy(), after.entropy())
+    assert torch.equal(before.mode, after.mode)
+
+
+def test_a_list_outside_the_spec_is_refused_naming_the_row(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    env.legal_layout.write(env.observations, [[(0, 0, 0)]] * 9 + [[(1, 3, 4)]] + [[(0, 0, 0)]] * 6)
+    with pytest.raises(ValueError, match=r"row 9.*slot 2: 4 is outside 0..3.*unit of attack"):
+        policy.forward_eval(observe(env))
+
+
+def test_nan_observations_are_an_error_and_no_action(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with torch.no_grad():
+        policy.scorer.state.bias.fill_(float("nan"))
+    face, _ = policy.forward_eval(observe(env))
+    with pytest.raises(ValueError, match="is nan; scores must be finite"):
+        face.sample()
+
+
+def test_encode_and_decode_belong_together(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with pytest.raises(RuntimeError, match="needs encode_observations"):
+        policy.decode_actions(torch.zeros(16, policy.hidden_size))
+    hidden = policy.encode_observations(observe(env))
+    with pytest.raises(RuntimeError, match="got 8 rows, but 16 observations"):
+        policy.decode_actions(hidden[:8])
+    with pytest.raises(RuntimeError, match="needs encode_observations"):
+        policy.decode_actions(hidden)  # what waited is gone with the failure
+    face, value = policy.decode_actions(policy.encode_observations(observe(env)))
+    again, value_again = policy.forward_eval(observe(env))
+    assert torch.equal(face.categorical.logits, again.categorical.logits)
+    assert torch.equal(value, value_again)
+
+
+def test_exploration_is_part_of_the_distribution_and_of_the_checkpoint(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    plain, _ = policy.distribution(observe(env))
+    policy.explore(temperature=2.0, epsilon=0.25)
+    explored, _ = policy.distribution(observe(env))
+    expected = plain.tempered(2.0).smoothed(0.25)
+    torch.testing.assert_close(explored.logits, expected.logits)
+    twin = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    twin.load_state_dict(policy.state_dict())
+    torch.testing.assert_close(twin.distribution(observe(env))[0].logits, expected.logits)
+    for bad in ({"temperature": 0.0}, {"temperature": float("inf")}, {"temperature": float("nan")}):
+        with pytest.raises(ValueError, match="temperature must be positive"):
+            policy.explore(**bad)
+    for bad in ({"epsilon": -0.1}, {"epsilon": 1.1}, {"epsilon": float("nan")}):
+        with pytest.raises(ValueError, match=r"epsilon must lie in 0\.\.1"):
+            policy.explore(**bad)
+
+
+def test_greedy_plays_the_mode_with_certainty(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    for forward in (fp.Greedy(policy).forward_eval, fp.Greedy(policy)):
+        face, _ = forward(observe(env), {})
+        mode = policy.forward_eval(observe(env))[0].mode
+        assert torch.equal(face.sample(), mode)
+        assert not face.log_prob(mode).any()
+        assert not face.entropy().any()
+
+
+def test_recurrent_rollout_and_update_give_the_same_numbers(env: Bandit) -> None:
+    policy = fp.RecurrentFlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    steps = []
+    for _ in range(5):
+        env.deal()
+        steps.append(observe(env).clone())
+    state: dict[str, Any] = {
+        "lstm_h": torch.zeros(16, policy.hidden_size),
+        "lstm_c": torch.zeros(16, policy.hidden_size),
+    }
+    rollout = [policy.forward_eval(step, state) for step in steps]
+    face, value = policy(torch.stack(steps, 1), {"lstm_h": None, "lstm_c": None})
+    actions = [face.sample() for face, _ in rollout]
+    together = torch.stack(
+        [f.log_prob(a)[:, 0] for (f, _), a in zip(rollout, actions, strict=True)], 1
+    )
+    update = face.log_prob(torch.stack(actions, 1).view(80, 3))[:, 0].view(16, 5)
+    torch.testing.assert_close(together, update, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.stack([v[:, 0] for _, v in rollout], 1), value)
+    with pytest.raises(ValueError, match="segments, horizon, columns"):
+        policy(torch.zeros(1, 2, 3, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"lstm_h must be \(16, 32\), got \(15, 32\)"):
+        policy.forward_eval(steps[0], {k: v[:15] for k, v in state.items()})
+
+
+def test_an_empty_batch(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    face, value = policy(observe(env)[:0])
+    assert face.sample().shape == (0, 3)
+    assert value.shape == (0, 1)
+
+
+def test_autocast_leaves_probabilities_in_float32(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with torch.autocast("cpu", torch.bfloat16):
+        face, value = policy(observe(env))
+    assert face.categorical.logits.dtype == value.dtype == torch.float32
+    legal = face.categorical.legal
+    sums = torch.zeros(16).index_add(0, legal.rows, face.categorical.probs.detach())
+    assert (sums[legal.counts > 0] - 1).abs().max() < 1e-6
+
+
+def test_import_needs_no_pufferlib() -> None:
+    code = (
+        "import sys; sys.modules['pufferlib'] = None; sys.modules['essence_wars'] = None\n"
+        "import tcg_flatpolicy, tcg_flatpolicy.cli, tcg_flatpolicy.train\n"
+        "sys.exit(tcg_flatpolicy.cli.main(['train']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "PufferLib is not installed" in done.stderr
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr

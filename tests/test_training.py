@@ -1,0 +1,216 @@
+"""The real trainer on real environments: legal, exact, and able to learn."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pufferlib.vector
+import pytest
+import torch
+from pufferlib import pufferl
+
+import tcg_flatpolicy as fp
+from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
+from tests.games import Bandit, BanditEncoder, trainer_config
+
+# pufferlib/config/default.ini of the official 3.0 release, section [train]; the device is ours.
+SHIPPED = {
+    "optimizer": "muon",
+    "anneal_lr": True,
+    "learning_rate": 0.015,
+    "gamma": 0.995,
+    "gae_lambda": 0.90,
+    "update_epochs": 1,
+    "clip_coef": 0.2,
+    "vf_coef": 2.0,
+    "vf_clip_coef": 0.2,
+    "max_grad_norm": 1.5,
+    "ent_coef": 0.001,
+    "adam_beta1": 0.95,
+    "adam_beta2": 0.999,
+    "adam_eps": 1e-12,
+    "minibatch_size": 8192,
+    "max_minibatch_size": 32768,
+    "bptt_horizon": 64,
+    "prio_alpha": 0.8,
+    "prio_beta0": 0.2,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Any]:
+    """Runs PuffeRL for some epochs, checks what must hold in each, and stops its thread."""
+    made = []
+
+    def go(vecenv: Any, policy: Any, epochs: int, **changes: Any) -> Any:
+        config = trainer_config(vecenv, tmp_path, **changes)
+        config["total_timesteps"] = epochs * config["batch_size"]
+        trainer = pufferl.PuffeRL(config, vecenv, policy)
+        made.append(trainer)
+        for _ in range(epochs):
+            trainer.evaluate()
+            trainer.train()
+            if trainer.total_minibatches == 1:
+                assert (trainer.ratio - 1).abs().max() < 1e-5
+        for name in ("entropy", "approx_kl", "old_approx_kl", "policy_loss", "value_loss"):
+            assert math.isfinite(trainer.losses[name]), name
+        for parameter in policy.parameters():
+            assert parameter.isfinite().all()
+        assert all(env.illegal_actions == 0 for env in vecenv.envs)
+        return trainer
+
+    yield go
+    for trainer in made:
+        trainer.utilization.stop()
+
+
+def make(creator: Any, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    backend = pufferlib.vector.Serial
+    return pufferlib.vector.make(creator, env_kwargs=kwargs, backend=backend, num_envs=1, seed=1)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_bandit_is_solved(run: Any, recurrent: bool) -> None:
+    """At least 95% of what the best legal actions would have paid, while sampling."""
+    vecenv = make(Bandit, num_agents=64, empty=0.2)
+    env = vecenv.driver_env
+    kind = fp.RecurrentFlatPolicy if recurrent else fp.FlatPolicy
+    policy = kind(env, encoder=BanditEncoder(env.legal_layout))
+    run(vecenv, policy, 150, use_rnn=recurrent, minibatch_size=128, learning_rate=5e-3, anneal_lr=True)
+    got = best = 0.0
+    with torch.no_grad():
+        for _ in range(40):
+            state: dict[str, Any] = {}
+            face, _ = policy.forward_eval(torch.as_tensor(env.observations), state)
+            info = env.step(face.sample().numpy())[-1][0]
+            got, best = got + info["got"], best + info["best"]
+    assert env.illegal_actions == 0
+    assert got / best > 0.95
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_essence_wars_some_thousand_steps(run: Any, recurrent: bool) -> None:
+    vecenv = make(EssenceWars, num_games=64)
+    env = vecenv.driver_env
+    kind = fp.RecurrentFlatPolicy if recurrent else fp.FlatPolicy
+    policy = kind(env, encoder=EssenceWarsEncoder(env.legal_layout, 64, 16))
+    trainer = run(vecenv, policy, 4, use_rnn=recurrent, bptt_horizon=16)
+    assert trainer.global_step == 4 * 64 * 16
+
+
+def test_pufferlib_s_shipped_hyperparameters(run: Any) -> None:
+    vecenv = make(EssenceWars, num_games=128)
+    env = vecenv.driver_env
+    policy = fp.FlatPolicy(env, encoder=EssenceWarsEncoder(env.legal_layout))
+    run(vecenv, policy, 2, **SHIPPED)
+
+
+COMMAND = [sys.executable, "-m", "tcg_flatpolicy"]
+SMALL = ["--num-games", "32", "--bptt-horizon", "16", "--minibatch-size", "256", "--threads", "1"]
+
+
+def command(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False, **kwargs
+    )
+
+
+def test_the_command_line_trains_reports_and_evaluates(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = command(
+        "train", *SMALL, "--total-steps", "4096", "--eval-games", "40", "--folder", str(folder)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\033" not in done.stdout  # no dashboard where there is no terminal
+    assert "illegal actions  0 of" in done.stdout
+    for words in ("before, sampling", "before, mode", "after, sampling", "after, mode"):
+        assert words in done.stdout
+    assert done.stdout.count("of 40 games") == 4
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.csv", "checkpoint.pt", "curves.png", "report.json"} <= names
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert {"steps", "win_rate", "entropy", "approx_kl", "steps_per_second"} <= set(header.split(","))
+    assert rows
+
+    played = command("eval", str(folder), "--games", "40", "--opponent", "random")
+    assert played.returncode == 0, played.stderr
+    assert played.stdout.count("of 40 games") == 2
+    assert "illegal actions  0 of" in played.stdout
+
+    again = command("train", *SMALL, "--total-steps", "4096", "--folder", str(folder))
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+
+def test_a_seed_gives_the_same_run(tmp_path: Path) -> None:
+    weights = []
+    for name in ("one", "two"):
+        done = command(
+            "train", *SMALL, "--total-steps", "2048", "--eval-games", "0", "--seed", "7",
+            "--folder", str(tmp_path / name),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        content = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        weights.append(content["policy"])
+    assert weights[0].keys() == weights[1].keys()
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", *SMALL, "--total-steps", "50000000", "--eval-games", "0"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--folder", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "steps" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "interrupted; everything up to here is saved" in out
+    assert "illegal actions  0 of" in out
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert content["settings"]["total_steps"] == 50_000_000
+    assert (folder / "report.json").exists()
+    assert len((folder / "metrics.csv").read_text().splitlines()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train", "--minibatch-size", "1000"], "minibatch_size 1000 must divide"),
+        (["train", "--total-steps", "100"], "total_steps 100 is less than one rollout"),
+        (["train", "--opponent", "self"], "alternates between two players"),
+        (["train", "--deck1", "no_such_deck"], "no_such_deck"),
+        (["eval", "nowhere"], "no checkpoint at nowhere"),
+        (["eval", "{broken}"], "cannot be read as a checkpoint"),
+        (["eval", "{other}"], "is no checkpoint of"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    torch.save({"something": 1}, tmp_path / "other.pt")
+    names = {"broken": str(tmp_path / "broken.pt"), "other": str(tmp_path / "other.pt")}
+    done = command(*[argument.format(**names) for argument in arguments], cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
