@@ -85,7 +85,15 @@ def test_the_bandit_is_solved(run: Any, recurrent: bool) -> None:
     env = vecenv.driver_env
     kind = fp.RecurrentFlatPolicy if recurrent else fp.FlatPolicy
     policy = kind(env, encoder=BanditEncoder(env.legal_layout))
-    run(vecenv, policy, 150, use_rnn=recurrent, minibatch_size=128, learning_rate=5e-3, anneal_lr=True)
+    run(
+        vecenv,
+        policy,
+        150,
+        use_rnn=recurrent,
+        minibatch_size=128,
+        learning_rate=5e-3,
+        anneal_lr=True,
+    )
     got = best = 0.0
     with torch.no_grad():
         for _ in range(40):
@@ -139,7 +147,9 @@ def test_the_command_line_trains_reports_and_evaluates(tmp_path: Path) -> None:
     assert {"config.json", "metrics.csv", "checkpoint.pt", "curves.png", "report.json"} <= names
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     header, *rows = (folder / "metrics.csv").read_text().splitlines()
-    assert {"steps", "win_rate", "entropy", "approx_kl", "steps_per_second"} <= set(header.split(","))
+    assert {"steps", "win_rate", "entropy", "approx_kl", "steps_per_second"} <= set(
+        header.split(",")
+    )
     assert rows
 
     played = command("eval", str(folder), "--games", "40", "--opponent", "random")
@@ -205,7 +215,9 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
         (["eval", "{other}"], "is no checkpoint of"),
     ],
 )
-def test_bad_arguments_end_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+def test_bad_arguments_end_with_one_line(
+    tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     torch.save({"something": 1}, tmp_path / "other.pt")
     names = {"broken": str(tmp_path / "broken.pt"), "other": str(tmp_path / "other.pt")}

@@ -1,0 +1,82 @@
+"""The README's code, run as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pufferlib import pufferl
+
+import tcg_flatpolicy as fp
+from tests.games import trainer_config
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
+
+
+class Sized:
+    """As many agents as the README's environments have, before they are made."""
+
+    num_agents = 64
+
+
+@pytest.fixture
+def execute(tmp_path: Path) -> Any:
+    spaces: list[dict[str, Any]] = []
+
+    def run(name: str, namespace: dict[str, Any]) -> dict[str, Any]:
+        namespace["config"] = trainer_config(Sized, tmp_path)
+        exec(compile(BLOCKS[name], f"README.md, {name}", "exec"), namespace)
+        spaces.append(namespace)
+        return namespace
+
+    yield run
+    for namespace in spaces:
+        if "trainer" in namespace:
+            namespace["trainer"].utilization.stop()
+
+
+def test_every_python_block_is_tested() -> None:
+    assert len(BLOCKS) == README.count("```python") == 4
+
+
+@pytest.mark.parametrize("name", ["native", "gymnasium"])
+def test_own_environments(execute: Callable[..., Any], name: str) -> None:
+    namespace = execute(name, {})
+    trainer = namespace["trainer"]
+    assert type(trainer) is pufferl.PuffeRL
+    assert trainer.global_step == 64 * 8
+    assert (trainer.ratio - 1).abs().max() < 1e-5
+    layout = namespace["policy"].layout
+    observations = trainer.observations.flatten(0, 1)
+    legal = layout.read(observations)
+    assert legal.contains(trainer.actions.flatten(0, 1)).all()
+    assert legal.counts.float().mean() > 2
+
+
+def test_the_encoder(execute: Callable[..., Any]) -> None:
+    native = execute("native", {})
+    encoder = execute("encoder", {})["MyEncoder"]
+    spec = fp.ActionSpec(
+        [
+            fp.Primary("end_turn"),
+            fp.Primary("attack", fp.Entity("ally", 6), fp.Entity("enemy", 6)),
+            fp.Primary("retreat", fp.Entity("ally", 6)),
+        ]
+    )
+    policy = fp.FlatPolicy(spec=spec, layout=native["LAYOUT"], encoder=encoder(native["LAYOUT"]))
+    observations = torch.as_tensor(native["vecenv"].driver_env.observations)
+    face, value = policy.forward_eval(observations)
+    assert face.categorical.legal.contains(face.sample()).all()
+    assert value.shape == (64, 1)
+
+
+def test_the_distribution_alone(execute: Callable[..., Any]) -> None:
+    namespace = execute("alone", {})
+    assert namespace["legal"].contains(namespace["actions"]).all()
+    assert np.isfinite(namespace["scores"].grad.numpy()).all()
