@@ -24,11 +24,9 @@ class _WholeTuples(Constraint):
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        return (
-            (value == value.floor()).all(-1)
-            if value.is_floating_point()
-            else torch.ones_like(value[..., 0], dtype=torch.bool)
-        )
+        if not value.is_floating_point():
+            return torch.ones_like(value[..., 0], dtype=torch.bool)
+        return ((value == value.floor()) & value.isfinite()).all(-1)
 
 
 class LegalCategorical(Distribution):
@@ -64,8 +62,9 @@ class LegalCategorical(Distribution):
                 f"got {tuple(scores.shape)}"
             )
         self.legal = legal
-        self._scores = scores
-        self.logits, self._totals = _log_softmax(scores, legal)
+        self._given = legal, scores  # for naming what is wrong with them
+        self._scores = _sound(scores, legal)
+        self.logits, self._totals = _log_softmax(self._scores, legal)
         """(N,) log-probability of each listing, normalised within its row."""
         super().__init__(
             torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
@@ -137,8 +136,8 @@ class LegalCategorical(Distribution):
         running = mass.cumsum(0)
         last = (legal.starts + legal.counts - 1).clamp(min=0)
         first = legal.starts.clamp(max=len(mass) - 1)
-        below = running[first] - mass[first]
-        total = running[last] - below
+        below = running.index_select(0, first) - mass.index_select(0, first)
+        total = running.index_select(0, last) - below
         uniform = torch.rand(*shape, len(legal), dtype=torch.float64, device=mass.device)
         drawn = torch.minimum((uniform * total).to(torch.int64), total - 1)
         at = torch.searchsorted(running, below + drawn, right=True).clamp(max=len(mass) - 1)
@@ -222,7 +221,11 @@ class LegalCategorical(Distribution):
         if not ((t > 0) & t.isfinite()).all():
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         legal, logits = self._merged()
-        return LegalCategorical(legal, logits / t[legal.rows], self._validate_args)
+        none = logits == -torch.inf  # kept out of the division: its gradient would be NaN
+        top = _row_max(logits.detach(), legal).index_select(0, legal.rows)
+        below = (logits - top).masked_fill(none, 0.0)  # the mode stays at 0, however small t is
+        scaled = below / t.index_select(0, legal.rows)
+        return self._derive(legal, scaled.masked_fill(none, -torch.inf))
 
     def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
         """(1 - eps) p(a) + eps / D, with D the number of distinct legal tuples of the row.
@@ -242,11 +245,15 @@ class LegalCategorical(Distribution):
         kept = torch.log1p(-eps.clamp(max=1))
         uniform = eps.where(some, 1.0).log() - legal.counts[legal.rows].to(eps.dtype).log()
         mixed = torch.logaddexp(logits + kept, uniform)
-        return LegalCategorical(legal, torch.where(some, mixed, logits), self._validate_args)
+        return self._derive(legal, torch.where(some, mixed, logits))
+
+    def _derive(self, legal: LegalActions, scores: Tensor) -> LegalCategorical:
+        derived = LegalCategorical(legal, scores, self._validate_args)
+        derived._given = self._given
+        return derived
 
     def _per_row(self, name: str, value: float | Tensor) -> Tensor:
-        per_row = torch.as_tensor(value, device=self.logits.device)
-        per_row = per_row.to(self.logits.dtype)
+        per_row = torch.as_tensor(value, dtype=self.logits.dtype, device=self.logits.device)
         if per_row.shape not in (torch.Size(), self._batch_shape):
             raise ValueError(
                 f"{name} must be a number or ({len(self.legal)},), got {tuple(per_row.shape)}"
@@ -258,17 +265,20 @@ class LegalCategorical(Distribution):
         merge = self.legal._merge
         if merge is None:
             return self.legal, self.logits
+        # Differences of scores, not of logits, which may round to the same number far below a row's
+        # best; and relative to that best, where a sum of two may round to one of them.
         legal, position = merge
-        top = torch.full((len(legal.rows),), -torch.inf, dtype=self.logits.dtype)
-        top = top.to(self.logits.device)
-        top = top.scatter_reduce(0, position, self.logits.detach(), "amax")
+        scores = self._scores
+        top = torch.full_like(legal.rows, -torch.inf, dtype=scores.dtype)
+        top = top.scatter_reduce(0, position, scores.detach(), "amax")
         dead = top == -torch.inf
+        best = _row_max(top, legal).index_select(0, legal.rows)
         top = top.masked_fill(dead, 0.0)
         mass = torch.zeros_like(top, dtype=torch.float64).index_add(
-            0, position, (self.logits - top[position]).exp().double()
+            0, position, (scores - top.index_select(0, position)).exp().double()
         )
-        logits = mass.masked_fill(dead, 1.0).log().to(top.dtype) + top
-        return legal, logits.masked_fill(dead, -torch.inf)
+        merged = mass.masked_fill(dead, 1.0).log().to(top.dtype) + (top - best)
+        return legal, _log_softmax(merged.masked_fill(dead, -torch.inf), legal)[0]
 
     @cached_property
     def _scores_are_sound(self) -> bool:
@@ -276,29 +286,34 @@ class LegalCategorical(Distribution):
 
     def _check_scores(self) -> None:
         if not self._scores_are_sound:
-            bad = self._scores.isnan() | (self._scores == torch.inf)
-            n = int(bad.nonzero()[0])
-            row = int(self.legal.rows[n])
+            legal, scores = self._given
+            n = int((scores.isnan() | (scores == torch.inf)).nonzero()[0])
             raise ValueError(
-                f"row {row}: the score of legal tuple {tuple(self.legal.actions[n].tolist())} is "
-                f"{self._scores[n].item()}; scores must be finite or -inf. Look for a diverged "
+                f"row {int(legal.rows[n])}: the score of legal tuple "
+                f"{tuple(legal.actions[n].tolist())} is {scores[n].item()}; scores must be finite "
+                "or -inf. Look for a diverged "
                 "network (learning rate, unnormalised observations)"
             )
 
 
-def _log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor]:
-    """(N,) log-softmax within rows, and (B,) sums of exponentials, NaN where a score is unsound."""
+def _sound(scores: Tensor, legal: LegalActions) -> Tensor:
+    """(N,) scores in float32 or better; 0, without gradient, in rows that have only -inf."""
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    top = _row_max(scores.detach(), legal)
-    dead = top == -torch.inf  # only -inf, or empty: uniform, and no gradient to the scores
-    top = top.masked_fill(dead, 0.0)
-    shifted = scores.masked_fill(dead[legal.rows], 0.0) - top[legal.rows]
+    dead = _row_max(scores.detach(), legal) == -torch.inf
+    return scores.masked_fill(dead.index_select(0, legal.rows), 0.0)
+
+
+def _log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor]:
+    """(N,) log-softmax within rows, and (B,) sums of exponentials, NaN where a score is unsound."""
+    empty = legal.counts == 0
+    top = _row_max(scores.detach(), legal).masked_fill(empty, 0.0)
+    shifted = scores - top.index_select(0, legal.rows)
     # Empty rows start from 1, for a logarithm without a NaN gradient; sums in float64, for lists
     # of thousands.
-    empty = (legal.counts == 0).double()
-    totals = empty.index_add(0, legal.rows, shifted.exp().double())
-    return shifted - totals.log().to(shifted.dtype)[legal.rows], totals.detach()
+    totals = empty.double().index_add(0, legal.rows, shifted.exp().double())
+    sums = totals.log().to(shifted.dtype).index_select(0, legal.rows)
+    return shifted - sums, totals.detach()
 
 
 def _row_max(values: Tensor, legal: LegalActions) -> Tensor:

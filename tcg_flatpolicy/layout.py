@@ -157,8 +157,7 @@ class LegalLayout:
         """
         data = self._bytes(observations)
         stride = data.shape[1]
-        rows = torch.arange(len(data), device=data.device)
-        counts = self._whole(_gather(data, self.count, rows * stride), self.count_name)
+        counts = self._whole(_view(data, self.count).reshape(len(data)), self.count_name)
         outside = (counts < 0) | (counts > self.padding)
         if outside.any():
             row = int(outside.nonzero()[0])
@@ -168,24 +167,26 @@ class LegalLayout:
             )
         n = int(counts.sum())
         rows = torch.repeat_interleave(counts, output_size=n)
-        places = torch.arange(n, device=data.device) - (counts.cumsum(0) - counts)[rows]
+        starts = counts.cumsum(0) - counts
+        places = torch.arange(n, device=data.device) - starts.index_select(0, rows)
         if self._word is not None and _divides(self._word.itemsize, data.storage_offset(), stride):
             words = data.view(-1).view(self._word)
             first = self.columns[0]
             at = (rows * stride + (first.offset + places * first.strides[0])) // self._word.itemsize
-            actions = words.index_select(0, at).view(first.torch_dtype).view(n, -1).long()
+            numbers = words.index_select(0, at).view(first.torch_dtype)
+            actions = numbers.view(n, len(self.columns)).long()
         else:
             columns = []
             for field in self.columns:
                 at = rows * stride + places * field.strides[0]
-                columns.append(self._whole(_gather(data, field, at), field.name))
+                columns.append(self._whole(_gather(data, field, at), field.name, rows))
             actions = torch.stack(columns, dim=1)
         if self.spec is None:
             noop = torch.zeros(len(self.columns), dtype=torch.int64, device=data.device)
         else:
             noop = torch.as_tensor(self.spec.noop, device=data.device)
         sizes = None if self.spec is None else self.spec.nvec.tolist()
-        legal = LegalActions.trusted(actions, counts, noop, sizes)
+        legal = LegalActions.trusted(actions, counts, noop, sizes, packing=(rows, starts))
         if self.spec is None:
             legal._check_not_negative()
         else:
@@ -250,7 +251,8 @@ class LegalLayout:
             (self.count_name, self.count.dtype, counts, np.arange(len(counts))),
             *((f.name, f.dtype, values[:, j], rows) for j, f in enumerate(self.columns)),
         ]:
-            wrong = np.flatnonzero(numbers.astype(dtype).astype(np.int64) != numbers)
+            with np.errstate(over="ignore", invalid="ignore"):
+                wrong = np.flatnonzero(numbers.astype(dtype).astype(np.int64) != numbers)
             if len(wrong):
                 raise ValueError(
                     f"row {int(at[wrong[0]])}: {int(numbers[wrong[0]])} does not fit {name}, "
@@ -265,7 +267,7 @@ class LegalLayout:
     def _records(self, observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if not isinstance(observations, np.ndarray):
             raise TypeError(f"write takes a NumPy array, got {type(observations).__name__}")
-        if observations.dtype == self.dtype:
+        if observations.dtype == self.dtype and observations.ndim == 1:
             return observations
         if observations.ndim != 2 or (
             observations.dtype != np.uint8 and observations.dtype != self._single
@@ -294,20 +296,23 @@ class LegalLayout:
         size = self.dtype.itemsize
         if observations.ndim != 2:
             raise ValueError(f"observations must be (B, columns), got {tuple(observations.shape)}")
-        if observations.dtype == torch.uint8 and observations.shape[1] == size:
-            return observations.contiguous()
-        if self._single is None:
-            if observations.dtype != torch.uint8:
+        columns, dtype = observations.shape[1], observations.dtype
+        if dtype == torch.uint8 and columns == size:
+            return _as_bytes(observations)
+        if self._single is None or columns * self._single.itemsize != size:
+            # PufferLib emulates a Discrete as int32 and may call the whole int64 all the same, so
+            # here the bytes count, not the dtype.
+            if columns * observations.itemsize == size:
+                return _as_bytes(observations)
+            if self._single is None and dtype != torch.uint8:
                 raise TypeError(
-                    f"observations are {observations.dtype}, but fields of several dtypes are read "
-                    "from bytes: pass (B, nbytes) uint8"
+                    f"observations are {dtype}, but fields of several dtypes are read from bytes: "
+                    f"pass (B, {size}) uint8"
                 )
-            raise ValueError(f"observations have {observations.shape[1]} bytes, the layout {size}")
-        if observations.shape[1] * self._single.itemsize != size:
-            raise ValueError(
-                f"observations have {observations.shape[1]} columns, the layout "
-                f"{size // self._single.itemsize}"
-            )
+            if self._single is None:
+                raise ValueError(f"observations have {columns} bytes, the layout {size}")
+            numbers = size // self._single.itemsize
+            raise ValueError(f"observations have {columns} columns, the layout {numbers}")
         wanted = _TORCH_DTYPES[self._single]
         if observations.dtype != wanted:
             cast = observations.to(wanted)
@@ -319,16 +324,17 @@ class LegalLayout:
                     f"{self._single}, the dtype of this layout"
                 )
             observations = cast
-        return observations.contiguous().view(torch.uint8)
+        return _as_bytes(observations)
 
-    def _whole(self, values: Tensor, name: str) -> Tensor:
-        """Integers from a field that may hold whole floats."""
+    def _whole(self, values: Tensor, name: str, rows: Tensor | None = None) -> Tensor:
+        """Integers from a field that may hold whole floats; ``rows`` as of each value."""
         if values.is_floating_point():
-            broken = values != values.floor()
-            broken |= values.isinf()
+            broken = (values != values.floor()) | values.isinf()
             if broken.any():
+                at = int(broken.nonzero()[0])
+                row = at if rows is None else int(rows[at])
                 raise ValueError(
-                    f"{name} holds {values[broken][0].item()}, which is not a whole number"
+                    f"row {row}: {name} holds {values[at].item()}, which is not a whole number"
                 )
         return values.to(torch.int64)
 
@@ -438,9 +444,9 @@ def _resolve(records: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
         raise KeyError(f"no field {name!r}: {records.dtype} has no fields")
     if name in names:
         return records[name]
-    head, dot, rest = name.partition(".")
-    if dot and head in names:
-        return _resolve(records[head], rest)
+    for end in reversed([place for place, letter in enumerate(name) if letter == "."]):
+        if name[:end] in names:
+            return _resolve(records[name[:end]], name[end + 1 :])
     raise KeyError(f"no field {name!r}; there are {', '.join(names)}")
 
 
@@ -453,6 +459,13 @@ def _leaf_names(dtype: np.dtype[Any], prefix: str = "") -> Iterator[str]:
             yield from _leaf_names(inner, f"{prefix}{name}.")
 
 
+def _as_bytes(observations: Tensor) -> Tensor:
+    """(B, columns) of any dtype as (B, nbytes) uint8."""
+    if not observations.is_contiguous() or observations.stride(-1) != 1:  # one column may have 0
+        observations = observations.clone(memory_format=torch.contiguous_format)
+    return observations.view(torch.uint8)
+
+
 def _view(data: Tensor, field: Field) -> Tensor:
     """(B, *shape) of a field in (B, nbytes) uint8, without a copy where alignment allows it."""
     size = field.dtype.itemsize
@@ -463,7 +476,9 @@ def _view(data: Tensor, field: Field) -> Tensor:
         start = typed.storage_offset() + field.offset // size
         return typed.as_strided(shape, [step // size for step in steps], start)
     loose = data.as_strided((*shape, size), (*steps, 1), data.storage_offset() + field.offset)
-    return loose.contiguous().view(field.torch_dtype).squeeze(-1)
+    # Not contiguous(): that keeps the odd address of what is contiguous already.
+    copy = loose.clone(memory_format=torch.contiguous_format)
+    return copy.view(field.torch_dtype).squeeze(-1)
 
 
 def _gather(data: Tensor, field: Field, at: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,15 +60,26 @@ class LegalActions:
             raise ValueError(
                 f"counts sum to {int(counts.sum())}, but there are {len(actions)} actions"
             )
-        self._set(actions.to(torch.int64), counts, noop.to(actions.device, torch.int64))
+        noop = noop.to(actions.device, torch.int64)
+        if (noop < 0).any():
+            raise ValueError(f"noop {tuple(noop.tolist())} must not be negative")
+        self._set(actions.to(torch.int64), counts, noop)
         self._check_not_negative()
 
-    def _set(self, actions: Tensor, counts: Tensor, noop: Tensor) -> None:
+    def _set(
+        self,
+        actions: Tensor,
+        counts: Tensor,
+        noop: Tensor,
+        packing: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.actions = actions
         self.counts = counts
         self.noop = noop
-        self.rows = torch.repeat_interleave(counts, output_size=actions.shape[0])
-        self.starts = counts.cumsum(0) - counts
+        if packing is None:
+            rows = torch.repeat_interleave(counts, output_size=actions.shape[0])
+            packing = rows, counts.cumsum(0) - counts
+        self.rows, self.starts = packing
 
     @classmethod
     def trusted(
@@ -77,6 +89,7 @@ class LegalActions:
         noop: Tensor,
         sizes: Sequence[int] | None = None,
         distinct: bool = False,
+        packing: tuple[Tensor, Tensor] | None = None,
     ) -> LegalActions:
         """Without the checks of the constructor, for a caller that has made them.
 
@@ -86,9 +99,10 @@ class LegalActions:
             noop: (H,) int64.
             sizes: a bound on each of the H values, exclusive, where the caller knows one.
             distinct: the caller knows that no row lists a tuple twice.
+            packing: (rows, starts) as they follow from the counts, where the caller has them.
         """
         legal = cls.__new__(cls)
-        legal._set(actions, counts, noop)
+        legal._set(actions, counts, noop, packing)
         if sizes is not None:
             legal.__dict__["_sizes"] = [int(size) for size in sizes]
         if distinct:
@@ -153,7 +167,7 @@ class LegalActions:
             TypeError: not integers.
             ValueError: shapes that do not fit, a count outside 0..K, or a negative value.
         """
-        actions, counts = torch.as_tensor(actions), torch.as_tensor(counts)
+        actions, counts = _as_tensor(actions), _as_tensor(counts)
         _check_integer("actions", actions)
         _check_integer("counts", counts)
         if actions.ndim != 3 or counts.shape != actions.shape[:1]:
@@ -178,7 +192,7 @@ class LegalActions:
             TypeError: not bool.
             ValueError: another number of columns than the spec has ids.
         """
-        mask = torch.as_tensor(mask)
+        mask = _as_tensor(mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
         ids = math.prod(spec.nvec.tolist())
@@ -244,8 +258,10 @@ class LegalActions:
         """
         sizes = self._sizes
         if self._packs_into_ids:
-            fits = (actions >= 0) & (actions < torch.tensor(sizes, device=actions.device))
-            ids = torch.where(fits.all(-1), _horner(actions, sizes), -1)
+            ids = _horner(actions, sizes)
+            outside = (actions < 0) | (actions >= torch.tensor(sizes, device=actions.device))
+            if outside.any():
+                ids = ids.masked_fill(outside.any(-1), -1)
             same = ids.index_select(-1, self.rows) == self.ids
         else:
             same = (actions.index_select(-2, self.rows) == self.actions).all(-1)
@@ -295,6 +311,7 @@ class LegalActions:
                 f"prefix must be ({len(self)}, j) with j < {self.actions.shape[1]}, "
                 f"got {tuple(prefix.shape)}"
             )
+        prefix = prefix.to(torch.int64)
         slot = prefix.shape[1]
         self._check_below(slot, size)
         follows = torch.ones_like(self.rows, dtype=torch.bool)
@@ -360,7 +377,8 @@ class LegalActions:
         """Exclusive bound on each of the H values, no-op included."""
         if not self.actions.numel():
             return [int(value) + 1 for value in self.noop.tolist()]
-        return (torch.maximum(self.actions.amax(0), self.noop) + 1).tolist()
+        largest = torch.maximum(self.actions.amax(0), self.noop).tolist()
+        return [int(value) + 1 for value in largest]
 
     @property
     def _packs_into_ids(self) -> bool:
@@ -425,6 +443,12 @@ def _horner(actions: Tensor, sizes: Sequence[int]) -> Tensor:
     for slot in range(1, len(sizes)):
         ids = ids * sizes[slot] + actions[..., slot]
     return ids
+
+
+def _as_tensor(values: Tensor | npt.NDArray[Any]) -> Tensor:
+    """As a tensor; an array that torch cannot share (read-only, reversed) is copied."""
+    shared = not isinstance(values, np.ndarray) or values.flags.carray  # writeable and in order
+    return torch.as_tensor(values if shared else np.array(values))
 
 
 def _check_integer(name: str, values: Tensor) -> None:

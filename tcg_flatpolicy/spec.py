@@ -232,7 +232,7 @@ class ActionSpec:
         """
         self._check_id_count()
         if not isinstance(actions, Tensor):
-            return self.ravel(torch.as_tensor(np.asarray(actions))).numpy()
+            return self.ravel(_own_tensor(actions)).numpy()
         if actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool:
             raise TypeError(f"ravel takes integers, got {actions.dtype}")
         if actions.ndim == 0 or actions.shape[-1] != len(self.nvec):
@@ -266,7 +266,7 @@ class ActionSpec:
         """
         count = self._check_id_count()
         if not isinstance(ids, Tensor):
-            return self.unravel(torch.as_tensor(np.asarray(ids))).numpy()
+            return self.unravel(_own_tensor(ids)).numpy()
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"unravel takes integers, got {ids.dtype}")
         ids = ids.to(torch.int64)
@@ -344,6 +344,12 @@ class ActionSpec:
 
     def __repr__(self) -> str:
         return f"ActionSpec({len(self.primaries)} primaries, nvec={self.nvec.tolist()})"
+
+
+def _own_tensor(values: npt.ArrayLike) -> Tensor:
+    """A copy, since torch shares no array that is read-only, reversed or of another byte order."""
+    array = np.array(values)
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("=")))
 
 
 def _role_name(role: Role) -> str:

@@ -80,6 +80,13 @@ SMALL_VALUES = (0, 1, 2, 3)
 HUGE_VALUES = (0, 1, 2**31, 2**40, 2**62)  # their products do not fit into one int64
 
 
+def scores_of(
+    size: int, kinds: Sequence[st.SearchStrategy[float]] = SCORES
+) -> st.SearchStrategy[list[float]]:
+    """Of one row, all of one kind."""
+    return st.sampled_from(kinds).flatmap(lambda kind: st.lists(kind, min_size=size, max_size=size))
+
+
 @st.composite
 def cases(
     draw: st.DrawFn,
@@ -88,16 +95,21 @@ def cases(
     repeats: bool = True,
     values: Sequence[Sequence[int]] = (SMALL_VALUES, SMALL_VALUES, HUGE_VALUES),
 ) -> Case:
-    width = draw(st.integers(1, 4))
-    action = st.tuples(*[st.sampled_from(draw(st.sampled_from(values)))] * width)
-    one_list = st.lists(action, max_size=7, unique=not (repeats and draw(st.booleans())))
-    lists = draw(st.lists(one_list, max_size=5))
+    width = draw(st.sampled_from([1, 2, 3, 4]))
+    range_of_values = draw(st.sampled_from(values))
+    action = st.tuples(*[st.sampled_from(range_of_values)] * width)
     dtype = draw(st.sampled_from(dtypes))
-    per_row = [draw(st.sampled_from(scores)) for _ in lists]
-    drawn = [
-        draw(st.lists(one, min_size=len(row), max_size=len(row)))
-        for row, one in zip(lists, per_row, strict=True)
-    ]
+    lists, drawn = [], []
+    for _ in range(draw(st.sampled_from([0, 1, 2, 3, 5]))):
+        size = draw(st.sampled_from([0, 1, 2, 3, 6]))
+        if repeats and draw(st.booleans()):
+            one = st.sampled_from(draw(st.lists(action, min_size=2, max_size=3)))
+            row = draw(st.lists(one, min_size=size, max_size=size))
+        else:
+            size = min(size, len(range_of_values) ** width)
+            row = draw(st.lists(action, min_size=size, max_size=size, unique=True))
+        lists.append(row)
+        drawn.append(draw(scores_of(len(row), scores)))
     return Case(lists, [rounded(row, dtype) for row in drawn], draw(action), dtype)
 
 
@@ -106,10 +118,11 @@ def steps(draw: st.DrawFn, rows: int) -> list[Step]:
     """Up to three of tempered and smoothed, in the order in which they are applied."""
     choices = {"tempered": [0.5, 0.8, 1.0, 1.5, 5.0], "smoothed": [0.0, 1e-6, 0.05, 0.5, 1.0]}
     drawn: list[Step] = []
-    for name in draw(st.lists(st.sampled_from(sorted(choices)), max_size=3)):
+    for _ in range(draw(st.sampled_from([0, 1, 2, 3]))):
+        name = draw(st.sampled_from(sorted(choices)))
         value = st.sampled_from(choices[name])
         per_row = st.lists(value, min_size=rows, max_size=rows)
-        drawn.append((name, draw(value | per_row)))
+        drawn.append((name, draw(value if draw(st.booleans()) else per_row)))
     return drawn
 
 
@@ -166,6 +179,8 @@ def brute_entropy(row: Row) -> float:
 
 
 def brute_kl(p: Row, q: Row) -> float:
+    if any(p[a] > -INF and q[a] == -INF for a in p):
+        return INF
     return sum(math.exp(p[a]) * (p[a] - q[a]) for a in p if p[a] > -INF)
 
 
@@ -274,11 +289,7 @@ def test_lists_of_thousands(dtype: torch.dtype) -> None:
 @given(st.data())
 def test_kl_equals_a_brute_force(data: st.DataObject) -> None:
     case = data.draw(cases())
-    other = data.draw(st.sampled_from(SCORES))
-    scores = [
-        rounded(data.draw(st.lists(other, min_size=len(row), max_size=len(row))), case.dtype)
-        for row in case.lists
-    ]
+    scores = [rounded(data.draw(scores_of(len(row))), case.dtype) for row in case.lists]
     second = Case(case.lists, scores, case.noop, case.dtype)
     todo = data.draw(steps(len(case.lists)))
     expected = [brute_kl(p, q) for p, q in zip(brute(case), brute(second, todo), strict=True)]
@@ -291,10 +302,6 @@ def test_kl_of_a_distribution_to_itself_is_zero(case: Case) -> None:
     close(kl_divergence(case.dist, case.dist), [0.0] * len(case.lists), tolerance(case.dtype))
 
 
-def dense(dist: LegalCategorical, columns: int) -> Categorical:
-    return Categorical(logits=dist._scores.view(-1, columns))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("columns", [1, 2, 30])
 def test_equals_torchs_categorical_on_dense_rows(columns: int, dtype: torch.dtype) -> None:
@@ -303,15 +310,16 @@ def test_equals_torchs_categorical_on_dense_rows(columns: int, dtype: torch.dtyp
     ids = torch.stack([torch.randperm(columns, generator=generator) for _ in range(6)])
     legal = LegalActions(ids.view(-1, 1), torch.full((6,), columns))
     p, q = LegalCategorical(legal, scores), LegalCategorical(legal, others)
+    dense_p, dense_q = (Categorical(logits=s.view(6, columns)) for s in (scores, others))
     tol = tolerance(dtype)
-    close(p.probs.view(6, -1), dense(p, columns).probs, tol)
-    close(p.logits.view(6, -1), dense(p, columns).logits, tol)
-    close(p.entropy(), dense(p, columns).entropy(), tol)
-    close(kl_divergence(p, q), kl_divergence(dense(p, columns), dense(q, columns)), tol)
+    close(p.probs.view(6, -1), dense_p.probs, tol)
+    close(p.logits.view(6, -1), dense_p.logits, tol)
+    close(p.entropy(), dense_p.entropy(), tol)
+    close(kl_divergence(p, q), kl_divergence(dense_p, dense_q), tol)
     for column in range(columns):
-        expected = dense(p, columns).log_prob(torch.full((6,), column))
+        expected = dense_p.log_prob(torch.full((6,), column))
         close(p.log_prob(ids[:, column : column + 1]), expected, tol)
-    best = dense(p, columns).mode.unsqueeze(1)
+    best = dense_p.mode.unsqueeze(1)
     assert torch.equal(p.mode, ids.gather(1, best))
 
 
@@ -438,9 +446,9 @@ def test_batches_without_a_legal_tuple(rows: int, dtype: torch.dtype) -> None:
         assert drawn.shape == (rows, 2)
         assert not drawn.any()
         # In the graph all the same: DistributedDataParallel waits for every parameter's gradient.
-        total = dist.log_prob(noop).sum() + dist.entropy().sum()
-        (got,) = torch.autograd.grad(total, scores, retain_graph=True)
-        assert got.shape == (0,)
+        for value in (dist.log_prob(noop), dist.entropy(), kl_divergence(dist, plain)):
+            (got,) = torch.autograd.grad(value.sum(), scores, retain_graph=True)
+            assert got.shape == (0,)
 
 
 def test_a_row_of_only_minus_infinity_is_uniform_over_its_listings() -> None:
@@ -659,8 +667,12 @@ def same_gradient(got: Tensor, expected: Tensor, legal: LegalActions, tol: float
 @thorough
 @given(st.data(), st.integers(0, 1000))
 def test_gradients_equal_a_dense_reference(data: st.DataObject, seed: int) -> None:
-    """Of entropy, log-prob (of stored actions that are not listed too) and KL, after any steps."""
-    case = data.draw(cases(dtypes=[torch.float32, torch.float64]))
+    """Of entropy, log-prob (of stored actions that are not listed too) and KL, after any steps.
+
+    In float32, 1e30 swallows the difference of two listings of one tuple: repeats in float64 only.
+    """
+    single = cases(dtypes=[torch.float32], repeats=False)
+    case = data.draw(cases(dtypes=[torch.float64]) | single)
     todo = data.draw(steps(len(case.lists)))
     rng = torch.Generator().manual_seed(seed)
     b, width, legal = len(case.lists), len(case.noop), case.legal

@@ -861,6 +861,21 @@ def test_an_emulated_discrete_beside_int64() -> None:
     assert layout.field(observations, "n").tolist() == [3]
 
 
+def test_an_emulated_discrete_beside_multidiscretes() -> None:
+    """All of these are int32 in memory, and again PufferLib calls their bytes int64."""
+    names = ("primary", "sub1", "sub2")
+    columns = {name: np.array([*(a[j] for a in LEGAL), 0]) for j, name in enumerate(names)}
+    slots = {name: spaces.MultiDiscrete([SPEC.nvec[j]] * 4) for j, name in enumerate(names)}
+    space = spaces.Dict(n=spaces.Discrete(5), turn=spaces.MultiDiscrete([9] * 3), **slots)
+    env = emulated(Duel(space, {"n": 3, "turn": np.array([8, 0, 1]), **columns}))
+    observations = torch.as_tensor(env.reset(seed=0)[0])
+    assert observations.dtype == torch.int64
+    assert observations.shape == (1, 8)
+    layout = LegalLayout.from_env(env, "n", names)
+    assert layout.read(observations).to_lists() == [LEGAL]
+    assert layout.field(observations, "turn").tolist() == [[8, 0, 1]]
+
+
 def test_from_the_driver_of_vectorised_environments() -> None:
     vector = pytest.importorskip("pufferlib.vector")
     vecenv = vector.make(

@@ -123,7 +123,7 @@ def test_tiny_probabilities_are_drawn_as_often_as_they_should() -> None:
     probs = {(0,): 1 - 1.5e-4, (1,): 1e-4, (2,): 5e-5}
     scores = torch.tensor([math.log(p) for p in probs.values()])
     dist = LegalCategorical(LegalActions.from_lists([list(probs)]), scores)
-    agree(dist.sample((1_000_000,))[:, 0], probs)
+    agree(dist.sample((300_000,))[:, 0], probs)
 
 
 def test_only_minus_infinity_draws_uniformly_over_listings() -> None:
@@ -156,6 +156,47 @@ def test_rows_and_samples_are_independent() -> None:
     agree(drawn[0, :, 1, 0].view(-1, 2), twice)
     crossed = torch.stack([drawn[0, :, 0, 0], drawn[1, :, 1, 0]], 1)
     agree(crossed, joint)
+
+
+# The ends of the random number, which no test would ever meet by chance
+
+
+def fixed_uniform(monkeypatch: pytest.MonkeyPatch, uniform: float) -> None:
+    def rand(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        assert dtype == torch.float64, "float32 has steps of 2**-24: what is rarer is never drawn"
+        return torch.full(shape, uniform, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "rand", rand)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"), [(0.0, [1, 3, 9, 5, 6]), (1 - 2**-53, [1, 4, 9, 5, 7])]
+)
+def test_the_ends_of_the_random_number_stay_in_the_row(
+    monkeypatch: pytest.MonkeyPatch, uniform: float, expected: list[int]
+) -> None:
+    """The first and the last tuple that has mass, never a neighbour's."""
+    lists = [[(0,), (1,), (2,)], [(3,), (4,)], [], [(5,)], [(6,), (7,), (8,)], []]
+    scores = torch.tensor([-INF, 0.0, -INF, 0.0, 1.0, 7.0, 0.0, 1.0, -INF])
+    dist = LegalCategorical(LegalActions.from_lists(lists, noop=(9,)), scores)
+    fixed_uniform(monkeypatch, uniform)
+    assert dist.sample().flatten().tolist() == [*expected, 9]
+    assert dist.sample((2,)).flatten().tolist() == [*expected, 9] * 2
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"), [(2**-31, 0), (2**-29, 1), (1 - 2**-29, 1), (1 - 2**-31, 2)]
+)
+def test_a_tuple_of_one_in_a_billion_has_its_share(
+    monkeypatch: pytest.MonkeyPatch, uniform: float, expected: int
+) -> None:
+    """Of probability 2**-30, at either end of the list, behind 1,000 other rows."""
+    lists = [*[[(7,), (8,)]] * 1000, [(0,), (1,), (2,)]]
+    rare = -30 * math.log(2)
+    scores = torch.cat([torch.zeros(2000), torch.tensor([rare, 0.0, rare])])
+    dist = LegalCategorical(LegalActions.from_lists(lists), scores)
+    fixed_uniform(monkeypatch, uniform)
+    assert dist.sample()[-1].tolist() == [expected]
 
 
 # The end of a large batch

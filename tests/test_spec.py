@@ -219,6 +219,14 @@ def test_ravel_takes_arrays_that_run_backwards() -> None:
     assert spec.unravel(np.array([33, 59])[::-1]).tolist() == [[2, 3, 4], [1, 2, 3]]
 
 
+def test_ravel_takes_arrays_of_either_byte_order() -> None:
+    spec = ActionSpec.from_nvec([3, 4, 5])
+    for order in "<>":
+        actions = np.array([[1, 2, 3], [2, 3, 4]], dtype=f"{order}i4")
+        assert spec.ravel(actions).tolist() == [33, 59]
+        assert spec.unravel(np.array([33, 59], dtype=f"{order}i8")).tolist() == actions.tolist()
+
+
 @pytest.mark.usefixtures("_every_warning")
 def test_ravel_takes_read_only_arrays_without_a_warning() -> None:
     spec = ActionSpec.from_nvec([3, 4, 5])
