@@ -97,7 +97,7 @@ def quiet() -> Iterator[None]:
 
 def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
     """One epoch of each in turn: steps per second, and where the trainer says that they go."""
-    trainers, envs = {}, {}
+    trainers = {}
     for name, illegal in ((OURS, "raise"), (THEIRS, "random")):
         vecenv = vector.make(
             EssenceWars,
@@ -106,16 +106,17 @@ def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
             num_envs=1,
             seed=SETTINGS.seed,
         )
-        envs[name] = vecenv.driver_env
-        policy = make_policies(envs[name].legal_layout)[name]
+        policy = make_policies(vecenv.driver_env.legal_layout)[name]
         with quiet():
             trainers[name] = PuffeRL(SETTINGS.trainer_config("cpu", folder / name), vecenv, policy)
+        trainers[name].profile.frequency = 1  # its own clock looks at every fifth epoch only
 
     times: dict[tuple[str, str], list[float]] = {}
+    spent: dict[str, dict[str, float]] = {}
     games: dict[str, dict[str, float]] = {name: {} for name in trainers}
     order = list(trainers)
     end = time.perf_counter() + seconds
-    rounds = 0
+    rounds = -1  # the first round also pays for what is set up once, and does not count
     try:
         while rounds < measure.FEWEST_ROUNDS or time.perf_counter() < end:
             for name in order:
@@ -125,12 +126,15 @@ def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
                     between = time.perf_counter()
                     logs = trainers[name].train()
                     done = time.perf_counter()
-                times.setdefault((name, "rollout"), []).append(between - begin)
-                times.setdefault((name, "update"), []).append(done - between)
-                times.setdefault((name, "total"), []).append(done - begin)
                 games[name].update(
                     {k: v for k, v in (logs or {}).items() if k.startswith("environment/")}
                 )
+                if rounds < 0:
+                    spent[name] = _phases(trainers[name], {})
+                    continue
+                times.setdefault((name, "total"), []).append(done - begin)
+                times.setdefault((name, "rollout"), []).append(between - begin)
+                times.setdefault((name, "update"), []).append(done - between)
             order.reverse()
             rounds += 1
     finally:
@@ -138,34 +142,24 @@ def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
             with quiet():
                 trainer.close()
 
-    # The first epoch also pays for what is set up once.
-    taken = {key: np.array(values)[1:] for key, values in times.items()}
-    steps = SETTINGS.batch_size
+    taken = {key: np.array(values) for key, values in times.items()}
     lines, figures = [], {}
     for phase in ("total", "rollout", "update"):
         ratio = measure.figure(taken[THEIRS, phase] / taken[OURS, phase])
-        speed = {name: measure.figure(steps / taken[name, phase]) for name in trainers}
-        met = ("yes" if ratio.median >= TARGET else "NO") if phase == "total" else ""
-        target = f"≥ {TARGET}" if phase == "total" else ""
+        target, met = "", ""
+        if phase == "total":
+            target, met = f"≥ {TARGET}", "yes" if ratio.median >= TARGET else "NO"
         lines.append([phase, target, measure.number(ratio.median), ratio.spread, met])
-        figures[phase] = {"ratio": ratio._asdict(), **{k: v._asdict() for k, v in speed.items()}}
+        speeds = {n: measure.figure(SETTINGS.batch_size / taken[n, phase]) for n in trainers}
+        figures[phase] = {"ratio": ratio._asdict()} | {n: s._asdict() for n, s in speeds.items()}
     body = f"Steps per second of {OURS}, as a share of those of {THEIRS}, {rounds} rounds:\n\n"
     body += measure.table(["", "target", "ratio", "middle 80%", "met"], lines)
 
-    profiled = {name: dict(iter(trainer.profile)) for name, trainer in trainers.items()}
-    spent = {
-        phase: [sum(profiled[n][part]["elapsed"] for part in parts) for n in (OURS, THEIRS)]
-        for phase, parts in PHASES.items()
-    }
-    whole = sum(ours for ours, _ in spent.values()), sum(theirs for _, theirs in spent.values())
+    spent = {name: _phases(trainer, spent[name]) for name, trainer in trainers.items()}
     body += (
-        f"\nWhere the trainer says that time goes (it looks at every fifth epoch), in hundredths "
-        f"of a step of {THEIRS}:\n\n"
+        f"\nWhere time goes, by the trainer's own clock, in hundredths of a step of {THEIRS}:\n\n"
     )
-    rows = [[phase, *_hundredths(pair, whole[1])] for phase, pair in spent.items()]
-    body += measure.table(
-        ["", OURS, THEIRS, "difference"], [*rows, ["total", *_hundredths(whole, whole[1])]]
-    )
+    body += _shares({phase: (spent[OURS][phase], spent[THEIRS][phase]) for phase in PHASES})
     body += "\nThe games that they played, at the end:\n\n" + measure.table(
         ["", OURS, THEIRS],
         [
@@ -178,11 +172,16 @@ def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
             )
         ],
     )
-    figures["phases, seconds"] = {
-        phase: dict(zip((OURS, THEIRS), pair, strict=True)) for phase, pair in spent.items()
+    return body, figures | {"phases, seconds": spent, "games": games}
+
+
+def _phases(trainer: PuffeRL, before: dict[str, float]) -> dict[str, float]:
+    """Seconds that the trainer has counted so far, less those of before."""
+    counted = dict(iter(trainer.profile))
+    return {
+        phase: sum(counted[part]["elapsed"] for part in parts) - before.get(phase, 0.0)
+        for phase, parts in PHASES.items()
     }
-    figures["games"] = games
-    return body, figures
 
 
 def record(batches: int) -> tuple[fp.LegalLayout, list[Tensor]]:
@@ -251,10 +250,6 @@ def on_stored_states(seconds: float) -> tuple[str, dict[str, Any]]:
         parts["update: backward of the head"].append(whole - forward - encoder_back)
         parts["update: optimizer"].append(a_step[f"{name}, update: optimizer"])
     medians = {part: tuple(float(np.median(t)) for t in pair) for part, pair in parts.items()}
-    whole = tuple(sum(pair[i] for pair in medians.values()) for i in (0, 1))
-    rows = [[part, *_hundredths(pair, whole[1])] for part, pair in medians.items()]
-    rows.append(["total", *_hundredths(whole, whole[1])])
-
     ratios = []
     for words, part in (("rollout", "rollout"), ("update", "update: all")):
         ratio = measure.figure(times[f"{THEIRS}, {part}"] / times[f"{OURS}, {part}"])
@@ -266,7 +261,7 @@ def on_stored_states(seconds: float) -> tuple[str, dict[str, Any]]:
         f"environment and trainer: speed of {OURS}, as a share of that of {THEIRS}:\n\n"
         + measure.table(["", "ratio", "middle 80%"], ratios)
         + f"\nand where it goes, in hundredths of a step of {THEIRS}:\n\n"
-        + measure.table(["", OURS, THEIRS, "difference"], rows)
+        + _shares(medians)
     )
     return body, {"parts, seconds a step": medians}
 
@@ -312,9 +307,14 @@ def _parts(
     }
 
 
-def _hundredths(pair: Any, whole: float) -> list[str]:
-    ours, theirs = (100 * part / whole for part in pair)
-    return [f"{ours:.1f}", f"{theirs:.1f}", f"{ours - theirs:+.1f}"]
+def _shares(seconds: dict[str, tuple[float, float]]) -> str:
+    """A table of ours and theirs, in hundredths of the sum of theirs."""
+    total = tuple(sum(pair[i] for pair in seconds.values()) for i in (0, 1))
+    rows = []
+    for part, pair in {**seconds, "total": total}.items():
+        ours, theirs = (100 * one / total[1] for one in pair)
+        rows.append([part, f"{ours:.1f}", f"{theirs:.1f}", f"{ours - theirs:+.1f}"])
+    return measure.table(["", OURS, THEIRS, "difference"], rows)
 
 
 def main() -> None:

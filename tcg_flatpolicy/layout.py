@@ -74,7 +74,7 @@ class LegalLayout:
             raise ValueError(
                 f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
             )
-        self._word = self._one_word()
+        self._together = self._tuples_lie_together()
         leaves = list(self.fields())
         kinds = {field.dtype for field in leaves}
         numbers = sum(field.numbers for field in leaves)
@@ -156,7 +156,6 @@ class LegalLayout:
                 negative, or (with a spec) outside its role's range, naming the row.
         """
         data = self._bytes(observations)
-        stride = data.shape[1]
         counts = self._whole(_view(data, self.count).reshape(len(data)), self.count_name)
         outside = (counts < 0) | (counts > self.padding)
         if outside.any():
@@ -168,19 +167,20 @@ class LegalLayout:
         n = int(counts.sum())
         rows = torch.repeat_interleave(counts, output_size=n)
         starts = counts.cumsum(0) - counts
-        places = torch.arange(n, device=data.device) - starts.index_select(0, rows)
-        if self._word is not None and _divides(self._word.itemsize, data.storage_offset(), stride):
-            words = data.view(-1).view(self._word)
-            first = self.columns[0]
-            at = (rows * stride + (first.offset + places * first.strides[0])) // self._word.itemsize
-            numbers = words.index_select(0, at).view(first.torch_dtype)
-            actions = numbers.view(n, len(self.columns)).long()
+        begins = torch.arange(len(data), device=data.device) * data.shape[1]
+
+        def read(field: Field, numbers: int) -> Tensor:
+            """(n, numbers) of each tuple, from the field on."""
+            # Tuple i of the batch is tuple i - starts[row] of its row, a step further for each.
+            step = field.strides[0]
+            at = (begins - starts * step).index_select(0, rows)
+            at += torch.arange(0, n * step, step, device=data.device)
+            return self._whole(_gather(data, field, at, numbers), field.name, rows)
+
+        if self._together:
+            actions = read(self.columns[0], len(self.columns))
         else:
-            columns = []
-            for field in self.columns:
-                at = rows * stride + places * field.strides[0]
-                columns.append(self._whole(_gather(data, field, at), field.name, rows))
-            actions = torch.stack(columns, dim=1)
+            actions = torch.cat([read(field, 1) for field in self.columns], dim=1)
         if self.spec is None:
             noop = torch.zeros(len(self.columns), dtype=torch.int64, device=data.device)
         else:
@@ -331,7 +331,7 @@ class LegalLayout:
         if values.is_floating_point():
             broken = (values != values.floor()) | values.isinf()
             if broken.any():
-                at = int(broken.nonzero()[0])
+                at = int(broken.nonzero()[0, 0])
                 row = at if rows is None else int(rows[at])
                 raise ValueError(
                     f"row {row}: {name} holds {values[at].item()}, which is not a whole number"
@@ -386,20 +386,15 @@ class LegalLayout:
                 )
         return columns
 
-    def _one_word(self) -> torch.dtype | None:
-        """The integer dtype as wide as a whole tuple, if tuples lie whole and aligned to it."""
+    def _tuples_lie_together(self) -> bool:
+        """Whether the integers of a tuple follow one another, so that it is read in one piece."""
         first = self.columns[0]
-        size = first.dtype.itemsize
-        together = all(
+        return first.dtype.kind in "iu" and all(
             column.dtype == first.dtype
-            and column.offset == first.offset + j * size
+            and column.offset == first.offset + j * first.dtype.itemsize
             and column.strides == first.strides
             for j, column in enumerate(self.columns)
         )
-        word = _SIGNED.get(size * len(self.columns))
-        aligned = word is not None and first.offset % word.itemsize == 0
-        aligned = aligned and word is not None and first.strides[0] % word.itemsize == 0
-        return word if together and aligned and first.dtype.kind in "iu" else None
 
     def __repr__(self) -> str:
         return (
@@ -481,16 +476,22 @@ def _view(data: Tensor, field: Field) -> Tensor:
     return copy.view(field.torch_dtype).squeeze(-1)
 
 
-def _gather(data: Tensor, field: Field, at: Tensor) -> Tensor:
-    """One number of a field for each byte address ``at``, relative to the field's offset."""
-    size = field.dtype.itemsize
+def _gather(data: Tensor, field: Field, at: Tensor, numbers: int) -> Tensor:
+    """(len(at), numbers) that follow one another, from each byte ``at`` behind the field's offset.
+
+    Each ``at`` is a multiple of whatever the row's bytes and the field's strides are multiples of.
+    """
+    size = field.dtype.itemsize * numbers
     flat = data.view(-1)
-    if _aligned(data, field):
+    steps = (data.storage_offset(), data.shape[1], field.offset, *field.strides)
+    if size in _SIGNED and _divides(size, *steps):
         # torch indexes signed integers of every size, but not all unsigned and floating ones.
-        words = flat.view(_SIGNED[size]).index_select(0, (at + field.offset) // size)
-        return words.view(field.torch_dtype)
-    windows = flat.as_strided((max(flat.numel() - size + 1, 0), size), (1, 1))
-    return windows.index_select(0, at + field.offset).view(field.torch_dtype).squeeze(-1)
+        shift = size.bit_length() - 1  # quicker than to divide
+        words = flat.view(_SIGNED[size]).index_select(0, (at + field.offset) >> shift)
+    else:
+        windows = flat.as_strided((max(flat.numel() - size + 1, 0), size), (1, 1))
+        words = windows.index_select(0, at + field.offset)
+    return words.view(field.torch_dtype).view(len(at), numbers)
 
 
 def _aligned(data: Tensor, field: Field) -> bool:

@@ -358,7 +358,7 @@ class LegalActions:
         primaries = self.actions[:, 0]
         limits = torch.as_tensor(spec.limits, device=self.actions.device)
         if (
-            self.actions.amin() >= 0
+            self.actions.min() >= 0
             and primaries.amax() < len(limits)
             and not (self.actions >= limits.index_select(0, primaries)).any()
         ):
@@ -399,7 +399,10 @@ class LegalActions:
             return None
         # ids below N when they are ranks, else below the product that _packs_into_ids bounded.
         bound = math.prod(self._sizes) if self._packs_into_ids else self.actions.shape[0]
-        keys, order = (self.rows * bound + self.ids).sort(stable=True)
+        keys = torch.add(self.ids, self.rows, alpha=bound)
+        if (keys[1:] > keys[:-1]).all():
+            return None  # listed in order, as many engines do: nothing can repeat, nothing to sort
+        keys, order = keys.sort(stable=True)
         repeated = keys[1:] == keys[:-1]
         if not repeated.any():
             return None
@@ -420,7 +423,7 @@ class LegalActions:
         return self if self._merge is None else self._merge[0]
 
     def _check_not_negative(self) -> None:
-        if self.actions.numel() and self.actions.amin() < 0:
+        if self.actions.numel() and self.actions.min() < 0:
             n, slot = (self.actions < 0).nonzero()[0].tolist()
             raise ValueError(
                 f"row {int(self.rows[n])}: action {tuple(self.actions[n].tolist())} is negative in "
@@ -441,7 +444,7 @@ class LegalActions:
 def _horner(actions: Tensor, sizes: Sequence[int]) -> Tensor:
     ids = actions[..., 0]
     for slot in range(1, len(sizes)):
-        ids = ids * sizes[slot] + actions[..., slot]
+        ids = torch.add(actions[..., slot], ids, alpha=sizes[slot])
     return ids
 
 

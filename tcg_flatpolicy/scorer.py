@@ -5,9 +5,8 @@ Shapes: B rows, N legal tuples in the whole batch, D hidden size, E embedding si
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.spec import ActionSpec, Entity, Index
+from tcg_flatpolicy.spec import ActionSpec, Entity, Index, Part
 
 
 class TupleScorer(nn.Module):
@@ -43,12 +42,9 @@ class TupleScorer(nn.Module):
         ValueError: an Entity of the spec that the encoder does not embed, or too few rows of it.
     """
 
-    _source: Tensor
-    _row: Tensor
-    _part: Tensor
-    _thing: Tensor
-    _things: Tensor
-    _bases: Tensor
+    _key: Tensor
+    _key_a_batch: Tensor
+    _key_a_row: Tensor
     _slot_steps: Tensor
 
     def __init__(
@@ -75,44 +71,45 @@ class TupleScorer(nn.Module):
         # Static rows of the table: a row of zeros for unused slots, the primaries, Index rows.
         self._lookup_shape = (ids, slots, int(spec.nvec[1:].max(initial=1)))
         row = np.zeros(self._lookup_shape, dtype=np.int64)
-        indices = [part for part in parts if isinstance(part.role, Index)]
-        tables = {part.role.name: 0 for part in indices}
-        for part in indices:
-            tables[part.role.name] = max(tables[part.role.name], part.role.size)
-        begins = dict(zip(tables, itertools.accumulate(tables.values(), initial=0), strict=False))
-        longest = max((part.role.size for part in indices), default=0)
-        source = np.zeros((len(indices), longest), dtype=np.int64)
-        for k, part in enumerate(indices):
-            size = part.role.size
-            source[k, :size] = begins[part.role.name] + np.arange(size)
-            values = slice(part.start, part.start + size)
-            row[part.primary, part.slot, values] = 1 + ids + k * longest + np.arange(size)
-        self.embeddings = nn.Parameter(torch.randn(sum(tables.values()), embedding_size))
-        self.index_projections = nn.Parameter(_fan_in((len(indices), embedding_size, width)))
-        self._buffer("_source", source)
+        # The table of a name (rows, E) times the projections of all its parts side by side
+        # (E, parts * W) is, row after row, what each part makes of it.
+        indices = _by_name(part for part in parts if isinstance(part.role, Index))
+        indices = indices or {"": []}  # one empty table, so that all parameters always take part
+        self._static_rows = 1 + ids
+        self._tables: list[int] = []
+        for sharing in indices.values():
+            self._tables.append(max((part.role.size for part in sharing), default=0))
+            for k, part in enumerate(sharing):
+                values = slice(part.start, part.start + part.role.size)
+                place = np.arange(part.role.size) * len(sharing) + k
+                row[part.primary, part.slot, values] = self._static_rows + place
+            self._static_rows += self._tables[-1] * len(sharing)
+        self._index_columns = [len(sharing) * width for sharing in indices.values()]
+        self.embeddings = nn.Parameter(torch.randn(sum(self._tables), embedding_size))
+        self.index_projections = nn.Parameter(_fan_in(embedding_size, sum(self._index_columns)))
 
-        # Entity parts, grouped by name. A pair (part, thing) has the key
-        # B * base[part] + row * things[name] + thing, so keys of a name lie together.
-        entities = [part for part in parts if isinstance(part.role, Entity)]
-        self._names = sorted({part.role.name for part in entities})
-        entities.sort(key=lambda part: self._names.index(part.role.name))
-        number = np.full(self._lookup_shape, -1, dtype=np.int64)
-        thing = np.zeros(self._lookup_shape, dtype=np.int64)
-        for k, part in enumerate(entities):
-            values = slice(part.start, part.start + part.role.size)
-            number[part.primary, part.slot, values] = k
-            thing[part.primary, part.slot, values] = np.arange(part.role.size)
-        self._part_names = [part.role.name for part in entities]
-        things = [self.entity_sizes[name][0] for name in self._part_names]
-        self._part_bases = [0, *itertools.accumulate(things)]
+        # Behind the static rows and those of the states lie, part by part, the rows of everything
+        # that a part could point at: state after state, the n things of each. A row's number there
+        # is its key: key + B * key_a_batch + (row of the state) * key_a_row.
+        entities = _by_name(part for part in parts if isinstance(part.role, Entity))
+        self._names = list(entities)
+        self._part_bases = [0]
+        a_batch, a_row = np.zeros_like(row), np.zeros_like(row)
+        for name, sharing in entities.items():
+            things = self.entity_sizes[name][0]
+            for part in sharing:
+                at = part.primary, part.slot, slice(part.start, part.start + part.role.size)
+                row[at] = self._static_rows + np.arange(part.role.size)
+                a_batch[at] = 1 + self._part_bases[-1]
+                a_row[at] = things
+                self._part_bases.append(self._part_bases[-1] + things)
         self.entity_projections = nn.ParameterList(
-            nn.Parameter(_fan_in((self.entity_sizes[name][1], width))) for name in self._part_names
+            nn.Parameter(_fan_in(self.entity_sizes[name][1], len(sharing) * width))
+            for name, sharing in entities.items()
         )
-        self._buffer("_row", row.ravel())
-        self._buffer("_part", number.ravel())
-        self._buffer("_thing", thing.ravel())
-        self._buffer("_things", np.array(things, dtype=np.int64))
-        self._buffer("_bases", np.array(self._part_bases[:-1], dtype=np.int64))
+        self._buffer("_key", row.ravel())
+        self._buffer("_key_a_batch", a_batch.ravel())
+        self._buffer("_key_a_row", a_row.ravel())
         self._buffer("_slot_steps", np.arange(slots, dtype=np.int64) * self._lookup_shape[2])
 
         # Near uniform at first. One dimension only: PufferLib's LSTMWrapper re-initialises every
@@ -140,34 +137,39 @@ class TupleScorer(nn.Module):
             raise ValueError(
                 f"hidden must be ({batch}, {self.hidden_size}), got {tuple(hidden.shape)}"
             )
-        ids, slots, values = self._lookup_shape
-        primaries = legal.actions[:, 0]
-        at = (primaries * (slots * values)).unsqueeze(1) + self._slot_steps + legal.actions[:, 1:]
-        codes = torch.empty(len(at), 2 + slots, dtype=torch.int64, device=at.device)
-        codes[:, 0] = 1 + primaries
+        _, slots, values = self._lookup_shape
+        primaries, values_of_slots = legal.actions[:, :1], legal.actions[:, 1:]
+        at = (primaries * (slots * values) + (values_of_slots + self._slot_steps)).flatten()
+        keys = (self._key + batch * self._key_a_batch).index_select(0, at)
+        keys = keys.view_as(values_of_slots)  # (N, slots)
 
-        embedded = self.embeddings[self._source]  # (index parts, longest, E)
-        static = torch.bmm(embedded, self.index_projections).flatten(0, 1).float()
         state = self.state(hidden).float()  # (B, W)
-        zero = static.new_zeros(1, state.shape[1])
-        table = [zero, self.primaries, static, state]
-        states_from = 1 + ids + len(static)
-        codes[:, 1] = states_from + legal.rows
-        codes[:, 2:] = self._row[at]
+        width = state.shape[1]
+        table = [state.new_zeros(1, width), self.primaries]
+        for rows, projections in zip(
+            self.embeddings.split(self._tables),
+            self.index_projections.split(self._index_columns, dim=1),
+            strict=True,
+        ):
+            learned = torch.mm(rows, projections)  # (rows of the table, its parts * W)
+            table.append(learned.view(learned.numel() // width, width).float())
+        table.append(state)
         if self._names:
-            where, points, projected = self._project(entities, legal, at)
-            codes[where[0], 2 + where[1]] = states_from + batch + points
-            table.append(projected)
+            a_row = self._key_a_row.index_select(0, at).view_as(keys)
+            keys += a_row * legal.rows.unsqueeze(1)
+            keys, projected = self._project(entities, batch, keys)
+            table += projected
+        states = self._static_rows + legal.rows.unsqueeze(1)
+        codes = torch.cat([1 + primaries, states, keys], dim=1)
         scores: Tensor = _SumRowsAndRead.apply(  # type: ignore[no-untyped-call]
             torch.cat(table), codes, self.readout
         )
         return scores
 
     def _project(
-        self, entities: Mapping[str, Tensor], legal: LegalActions, at: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Where tuples point at entities (tuple, slot), at which projected row, and those rows."""
-        batch = len(legal)
+        self, entities: Mapping[str, Tensor], batch: int, keys: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The rows (M, W) of the things pointed at, part by part; keys now count only those."""
         for name in self._names:
             if name not in entities:
                 raise ValueError(f"the encoder gave no entities {name!r}, only {list(entities)}")
@@ -176,31 +178,31 @@ class TupleScorer(nn.Module):
                     f"entities[{name!r}] must be ({batch}, {self.entity_sizes[name][0]}, "
                     f"{self.entity_sizes[name][1]}), got {tuple(entities[name].shape)}"
                 )
-        part = self._part[at]  # (N, slots)
-        where = (part >= 0).nonzero(as_tuple=True)
-        part = part[where]
-        rows = legal.rows[where[0]]
-        keys = self._bases[part] * batch + rows * self._things[part] + self._thing[at[where]]
-
         # Each thing pointed at is projected once for a part, however many tuples point at it.
-        used = torch.zeros(batch * self._part_bases[-1], dtype=torch.bool, device=keys.device)
-        used[keys] = True
-        distinct = used.nonzero().squeeze(1)
-        position = torch.empty_like(used, dtype=torch.int64)
-        position[distinct] = torch.arange(len(distinct), device=keys.device)
-
+        first = self._static_rows + batch
         edges = torch.tensor([base * batch for base in self._part_bases], device=keys.device)
-        bounds = torch.searchsorted(distinct, edges).tolist()
-        projected = []
-        for name in self._names:
-            parts = [k for k, other in enumerate(self._part_names) if other == name]
-            # What a key exceeds its part's edge by is row * n + thing: the place in flat entities.
-            flat = torch.cat([distinct[bounds[k] : bounds[k + 1]] - edges[k] for k in parts])
-            rows_of_name = entities[name].flatten(0, 1).index_select(0, flat)  # (M_name, E)
-            sizes = [bounds[k + 1] - bounds[k] for k in parts]
-            for k, chunk in zip(parts, rows_of_name.split(sizes), strict=True):
-                projected.append(torch.mm(chunk, self.entity_projections[k]).float())
-        return where, position[keys], torch.cat(projected)
+        used = keys.new_zeros(first + batch * self._part_bases[-1], dtype=torch.bool)
+        used.index_fill_(0, keys.flatten(), True)
+        things = used[first:].nonzero().squeeze(1)  # (M,)
+        bounds = torch.searchsorted(things, edges).tolist()
+        place = torch.empty_like(used, dtype=torch.int64)
+        place[:first] = torch.arange(first, device=keys.device)
+        place[first + things] = torch.arange(first, first + len(things), device=keys.device)
+
+        projected, part = [], 0
+        for name, side_by_side in zip(self._names, self.entity_projections, strict=True):
+            projections = side_by_side.split(self.readout.shape[0], dim=1)
+            # What a thing exceeds its part's edge by is row * n + thing: its place in entities.
+            chosen = [
+                things[bounds[k] : bounds[k + 1]] - edges[k]
+                for k in range(part, part + len(projections))
+            ]
+            part += len(projections)
+            rows = entities[name].flatten(0, 1).index_select(0, torch.cat(chosen))  # (M_name, E)
+            chunks = rows.split([len(one) for one in chosen])
+            for chunk, projection in zip(chunks, projections, strict=True):
+                projected.append(torch.mm(chunk, projection).float())
+        return place.index_select(0, keys.flatten()).view_as(keys), projected
 
     def _check_entity(self, primary: str, role: Entity) -> None:
         if role.name not in self.entity_sizes:
@@ -220,8 +222,16 @@ class TupleScorer(nn.Module):
         self.register_buffer(name, torch.as_tensor(values), persistent=False)
 
 
-def _fan_in(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape) / math.sqrt(shape[-2])
+def _by_name(parts: Iterable[Part]) -> dict[str, list[Part]]:
+    """Parts that share a role's name, in order of first use."""
+    found: dict[str, list[Part]] = {}
+    for part in parts:
+        found.setdefault(part.role.name, []).append(part)
+    return found
+
+
+def _fan_in(inputs: int, outputs: int) -> Tensor:
+    return torch.randn(inputs, outputs) / math.sqrt(inputs)
 
 
 class _SumRowsAndRead(torch.autograd.Function):

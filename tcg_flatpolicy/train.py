@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import signal
 import sys
 import time
@@ -78,10 +77,17 @@ class Settings:
     # the run
     eval_games: int = _setting(1000, "games of each evaluation; 0 for none")
     device: str = _setting("auto", "cpu, cuda, or auto: cuda where there is one")
-    threads: int = _setting(0, "torch's threads; 0 for one a core, 4 at most")
+    threads: int = _setting(1, "torch's threads; networks this small gain little from more")
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "num_games", "bptt_horizon", "minibatch_size", "update_epochs"):
+        for name in (
+            "total_steps",
+            "num_games",
+            "bptt_horizon",
+            "minibatch_size",
+            "update_epochs",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.eval_games < 0:
@@ -204,7 +210,7 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(settings.threads or min(4, _cores()))
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     write_json(folder / "config.json", {"settings": asdict(settings), **provenance()})
 
@@ -349,7 +355,3 @@ def _title(settings: Settings) -> str:
         f"Essence Wars: {settings.deck1} against {settings.deck2} ({settings.opponent} opponent), "
         f"seed {settings.seed}"
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

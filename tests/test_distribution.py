@@ -656,10 +656,15 @@ def gradient(value: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
     return got.double()
 
 
-def same_gradient(got: Tensor, expected: Tensor, legal: LegalActions, tol: float) -> None:
-    """To the tolerance, relative to the largest of the row where that is above 1."""
+def same_gradient(
+    got: Tensor, expected: Tensor, legal: LegalActions, tol: float, size: Tensor | None = None
+) -> None:
+    """To the tolerance, relative to the largest of the row where that is above 1; or to the size
+    (B,) of the terms of which the gradient is a difference."""
     assert got.isfinite().all()
     scale = torch.ones(len(legal), dtype=torch.float64)
+    if size is not None:
+        scale = scale.maximum(size.detach())
     scale = scale.scatter_reduce(0, legal.rows, expected.abs(), "amax")[legal.rows]
     torch.testing.assert_close(got / scale, expected / scale, rtol=0, atol=tol)
 
@@ -726,7 +731,8 @@ def test_gradients_equal_a_dense_reference(data: st.DataObject, seed: int) -> No
         close(got_kl, expected.detach(), tol)
         for mine, dense in ((scores, exact), (other, third)):
             want = gradient(expected, dense, weights)
-            same_gradient(gradient(got_kl, mine, weights), want, legal, tol)
+            size = terms.abs().sum(1)
+            same_gradient(gradient(got_kl, mine, weights), want, legal, tol, size)
 
 
 def split(values: Tensor, legal: LegalActions) -> list[list[float]]:

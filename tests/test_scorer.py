@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.scorer import TupleScorer
+from tcg_flatpolicy.spec import Part
 
 SPEC = fp.ActionSpec(
     [
@@ -54,10 +55,21 @@ def reference(
     scorer: TupleScorer, hidden: Tensor, entities: dict[str, Tensor], legal: fp.LegalActions
 ) -> Tensor:
     """One tuple at a time, straight from the formula."""
-    indices = [part for part in SPEC.parts if isinstance(part.role, fp.Index)]
-    pointed = [part for part in SPEC.parts if isinstance(part.role, fp.Entity)]
-    pointed.sort(key=lambda part: part.role.name)
     begins = {"which": 0, "none": 5}  # tables in order of first use, each as long as its longest
+    width = len(scorer.readout)
+    names = list(dict.fromkeys(p.role.name for p in SPEC.parts if isinstance(p.role, fp.Entity)))
+
+    def projection(part: Part) -> Tensor:
+        """Those of the parts that share a name stand side by side."""
+        sharing = [other for other in SPEC.parts if other.role.name == part.role.name]
+        matrix = scorer.index_projections
+        if isinstance(part.role, fp.Entity):
+            matrix = scorer.entity_projections[names.index(part.role.name)]
+        before = 0
+        if part.role.name == "none":
+            before = sum(other.role.name == "which" for other in SPEC.parts)
+        return matrix.split(width, dim=1)[before + sharing.index(part)]
+
     scores = []
     for row, action in zip(legal.rows.tolist(), legal.actions.tolist(), strict=True):
         x = scorer.state(hidden[row]) + scorer.primaries[action[0]]
@@ -66,11 +78,9 @@ def reference(
             if part.primary != action[0] or not 0 <= value < part.role.size:
                 continue
             if isinstance(part.role, fp.Index):
-                learned = scorer.embeddings[begins[part.role.name] + value]
-                x = x + learned @ scorer.index_projections[indices.index(part)]
+                x = x + scorer.embeddings[begins[part.role.name] + value] @ projection(part)
             else:
-                thing = entities[part.role.name][row, value]
-                x = x + thing @ scorer.entity_projections[pointed.index(part)]
+                x = x + entities[part.role.name][row, value] @ projection(part)
         scores.append(torch.relu(x) @ scorer.readout)
     return torch.stack(scores) if scores else torch.zeros(0)
 

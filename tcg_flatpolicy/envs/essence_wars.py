@@ -366,8 +366,10 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         self._illegal_seen[illegal] += 1
         if self._illegal == "raise":
             raise ValueError(self._refusal(int(illegal[0]), actions[illegal[0]].tolist()))
-        for row in illegal.tolist():
-            index[row] = self._rng.choice(np.flatnonzero(self._mask[row]))
+        instead = np.flatnonzero(self._mask[illegal]) % ACTION_SPACE_SIZE
+        counts = self._n_legal[illegal]
+        drawn = (self._rng.random(len(illegal)) * counts).astype(np.int64)
+        index[illegal] = instead[counts.cumsum() - counts + drawn]
         return index
 
     def _refusal(self, row: int, action: list[int]) -> str:
@@ -473,8 +475,9 @@ class EssenceWarsEncoder(nn.Module):
 
         bits = (creatures[..., KEYWORD_COLUMN, None] * 65535).round().int()
         keywords = (bits >> torch.arange(KEYWORDS, device=state.device, dtype=torch.int32)) & 1
-        units = self.creature(torch.cat([creatures, keywords.to(state.dtype)], dim=3))
-        units = torch.relu(units + self.place)  # (B, 2, 5, E)
+        records = [creatures.transpose(0, 1), keywords.transpose(0, 1).to(state.dtype)]
+        units = torch.relu(self.creature(torch.cat(records, dim=3)) + self.place.unsqueeze(1))
+        ally, enemy = units.unbind()  # (B, 5, E), contiguous: the scorer gathers from them
 
         ids = [hand, _board_ids(state, players), supports[..., 2::5], state[:, COMMANDERS:, None]]
         rows = _card_rows(torch.cat(ids, dim=2))  # (B, 2, 10 + 5 + 2 + 1)
@@ -485,10 +488,10 @@ class EssenceWarsEncoder(nn.Module):
             rows.flatten(), self.cards.weight, groups.flatten(), mode="sum", padding_idx=0
         ).view(len(state), 2 * 4 * self.cards.embedding_dim)
 
-        everything = [state[:, :PLAYERS], numbers, supports, prepared, units, sums]
+        everything = [state[:, :PLAYERS], numbers, supports, prepared, ally, enemy, sums]
         hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1))
         cards = self.cards(rows[:, 0, :HAND])  # (B, 10, E)
-        return Encoding(hidden, {"hand": cards, "ally": units[:, 0], "enemy": units[:, 1]})
+        return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
 
 
 def _board_ids(state: Tensor, players: Tensor) -> Tensor:
