@@ -38,7 +38,7 @@ class Settings:
     """Everything that a training run depends on; each is a flag of the command line."""
 
     seed: int = _setting(1, "of the network, the games and the draws")
-    total_steps: int = _setting(2_000_000, "environment steps to train for")
+    total_steps: int = _setting(1_250_000, "environment steps to train for")
     # the game
     deck1: str = _setting("artificer_tokens", "deck of the policy's side; 'random' for any")
     deck2: str = _setting("broodmother_pack", "deck of the opponent; 'random' for any")
