@@ -63,6 +63,7 @@ class LegalLayout:
         self.count_name = count
         self.action_names = actions if isinstance(actions, str) else tuple(actions)
         self.spec = spec
+        self._single = _single_dtype(self.dtype)
         self.count = self._integer_field(count)
         if self.count.shape not in ((), (1,)):
             raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
@@ -75,12 +76,6 @@ class LegalLayout:
                 f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
             )
         self._together = self._tuples_lie_together()
-        leaves = list(self.fields())
-        kinds = {field.dtype for field in leaves}
-        numbers = sum(field.numbers for field in leaves)
-        self._single: np.dtype[Any] | None = None
-        if len(kinds) == 1 and numbers * leaves[0].dtype.itemsize == self.dtype.itemsize:
-            self._single = leaves[0].dtype
 
     @classmethod
     def from_dtype(
@@ -294,6 +289,11 @@ class LegalLayout:
     def _bytes(self, observations: Tensor) -> Tensor:
         """(B, nbytes) uint8, contiguous, of observations in any of the forms that read takes."""
         size = self.dtype.itemsize
+        if not isinstance(observations, Tensor):
+            raise TypeError(
+                f"observations must be a tensor, got {type(observations).__name__}; "
+                "torch.as_tensor(observations) shares an array's memory"
+            )
         if observations.ndim != 2:
             raise ValueError(f"observations must be (B, columns), got {tuple(observations.shape)}")
         columns, dtype = observations.shape[1], observations.dtype
@@ -352,8 +352,7 @@ class LegalLayout:
         field = self._find(name)
         if field.dtype.kind in "iu":
             return field
-        leaves = {leaf.dtype for leaf in self.fields()}
-        if field.dtype.kind == "f" and len(leaves) == 1:
+        if field.dtype.kind == "f" and self._single is not None:
             return field  # one dtype for all: the list is stored as whole floats
         raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
 
@@ -443,6 +442,15 @@ def _resolve(records: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
         if name[:end] in names:
             return _resolve(records[name[:end]], name[end + 1 :])
     raise KeyError(f"no field {name!r}; there are {', '.join(names)}")
+
+
+def _single_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """The dtype of all numbers of a struct, if they share one and fill it without a gap."""
+    leaves = [_resolve(np.zeros(1, dtype), name) for name in _leaf_names(dtype)]
+    kinds = {leaf.dtype for leaf in leaves}
+    if len(kinds) == 1 and sum(leaf.nbytes for leaf in leaves) == dtype.itemsize:
+        return kinds.pop()
+    return None
 
 
 def _leaf_names(dtype: np.dtype[Any], prefix: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ depends on the primary of that same tuple, so roles are declared per primary and
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
@@ -184,7 +185,7 @@ class ActionSpec:
     @classmethod
     def from_nvec(cls, nvec: Sequence[int], noop: Sequence[int] | None = None) -> ActionSpec:
         """A spec of which only the sizes are known: each slot is a plain Index of every primary."""
-        sizes = [int(n) for n in nvec]
+        sizes = [operator.index(n) for n in nvec]
         if not sizes or min(sizes) < 1:
             raise ValueError(f"nvec must be sizes of at least 1, got {list(nvec)!r}")
         roles = [Index(f"sub{slot}", size) for slot, size in enumerate(sizes[1:], start=1)]
@@ -314,9 +315,10 @@ class ActionSpec:
         """A tuple in words, such as ``"attack(ally[0], enemy[3])"``.
 
         Raises:
+            TypeError: a value that is not a whole number.
             ValueError: the tuple is not within the spec; the message says why.
         """
-        values = [int(v) for v in action]
+        values = [operator.index(value) for value in action]
         if len(values) != len(self.nvec):
             raise ValueError(
                 f"{values} has {len(values)} values, this spec's tuples have {len(self.nvec)}"

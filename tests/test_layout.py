@@ -630,13 +630,6 @@ OTHERS = np.dtype(
         ),
         (OTHERS, "n", ("legal", "a"), ValueError, r"'legal' is \(3, 2\), 'legal' is \(3, 2\)$"),
         (OTHERS, "n", ("a", "me.hp"), ValueError, r"'a' is \(3,\), 'me\.hp' is \(\)$"),
-        (
-            [("n", "i4"), ("legal", "i2", (3, 2)), ("name", "S8")],
-            "n",
-            "legal",
-            TypeError,
-            r"^field 'name' is \|S8, which torch does not have$",
-        ),
         ([("n", ">i4"), ("legal", "i2", (3, 2))], "n", "legal", TypeError, r"^field 'n' is >i4, w"),
     ],
 )
@@ -645,6 +638,25 @@ def test_from_dtype_errors(
 ) -> None:
     with pytest.raises(error, match=message):
         LegalLayout.from_dtype(dtype, count, actions)
+
+
+def test_a_field_that_torch_does_not_have_blocks_no_other() -> None:
+    dtype = np.dtype([("n", "i4"), ("legal", "i2", (3, 2)), ("name", "S8")])
+    layout = LegalLayout.from_dtype(dtype, "n", "legal")
+    records = np.zeros(2, dtype)
+    layout.write(records, [[(1, 2)], []])
+    observations = torch.from_numpy(records.view(np.uint8).reshape(2, -1))
+    assert layout.read(observations).to_lists() == [[(1, 2)], []]
+    with pytest.raises(TypeError, match=r"^field 'name' is \|S8, which torch does not have$"):
+        layout.field(observations, "name")
+    with pytest.raises(TypeError, match=r"^field 'name' is \|S8, which torch does not have$"):
+        list(layout.fields())
+
+
+def test_arrays_are_refused_with_the_way_out() -> None:
+    layout = LegalLayout.from_dtype([("n", "i4"), ("legal", "i2", (3, 2))], "n", "legal")
+    with pytest.raises(TypeError, match=r"must be a tensor, got ndarray; torch.as_tensor"):
+        layout.read(np.zeros((1, 16), np.uint8))  # type: ignore[arg-type]
 
 
 def others() -> LegalLayout:

@@ -271,6 +271,15 @@ def test_numbers_too_large_for_int64_are_not_contained() -> None:
     assert not legal.contains(top).any()
 
 
+def test_a_tuple_outside_the_sizes_is_not_mistaken_for_a_listed_one() -> None:
+    """In mixed radix (0, 3) and (1, 0) of sizes (2, 3) would be the same number."""
+    row = [(1, 0), (0, 2), (1, 2)]
+    legal = LegalActions.from_lists([row, [(0, 1)]], noop=(1, 1))
+    every = list(itertools.product(range(-3, 8), repeat=2))
+    contains = legal.contains(torch.tensor(every)[:, None, :].expand(-1, 2, -1))
+    assert contains.tolist() == [[action in row, action == (0, 1)] for action in every]
+
+
 def test_contains_among_thousands() -> None:
     rng = np.random.default_rng(2)
     legal = LegalActions.from_lists(BIG, noop=(0, 9, 0, 0))

@@ -418,3 +418,10 @@ def pair() -> ActionSpec:
 def test_errors(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_values_that_are_not_whole_are_not_cut() -> None:
+    with pytest.raises(TypeError, match="float"):
+        ActionSpec.from_nvec([2.7, 3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="float"):
+        ActionSpec.from_nvec([3, 3]).describe([1.7, 0])  # type: ignore[list-item]
