@@ -303,13 +303,13 @@ def ours_given_scores(name: str, batches: list[Batch], padding: int = PADDING) -
 
 
 def compared(
-    times: dict[str, measure.Times], over: str, under: str, batch: str, target: str = ""
+    times: dict[str, measure.Times], over: str, under: str, batch: int | str, target: str = ""
 ) -> list[Line]:
     """The ratio of two contenders' times, a line for each direction."""
     return [
         Line(
             f"{over} / {under}",
-            batch,
+            str(batch),
             direction,
             target,
             measure.figure(times[f"{over}, {direction}"] / times[f"{under}, {direction}"]),
@@ -340,8 +340,8 @@ def given_scores(batch: int, seconds: float) -> list[Line]:
         target = (
             f"≥ {TARGETS[batch]}" if name == "padded torch Categorical" and batch in TARGETS else ""
         )
-        lines += compared(times, name, "ours", str(batch), target)
-    return lines + compared(times, "ours", "floor", str(batch))
+        lines += compared(times, name, "ours", batch, target)
+    return lines + compared(times, "ours", "floor", batch)
 
 
 def with_scorer(batch: int, seconds: float) -> list[Line]:
@@ -349,32 +349,34 @@ def with_scorer(batch: int, seconds: float) -> list[Line]:
     batches = pool(batch)
     scorer = fp.TupleScorer(SPEC, HIDDEN, width=WIDTH)
     linear = nn.Linear(HIDDEN, sum(SIZES))
-    name = f"masks per head, Linear({HIDDEN}, {sum(SIZES)})"
-    contenders = {
-        **both_ways(
-            "ours with scorer",
-            batches,
-            partial(ours, layout(PADDING), score=lambda b, legal: scorer(b.hidden, {}, legal)),
-            lambda b: [b.hidden, *(p for p in scorer.parameters() if p.numel())],
-        ),
-        **both_ways(
+    others: dict[str, Callable[[Batch, Tensor], Outputs]] = {
+        "masks per head + Linear": masked_heads,
+        "masks per head + Linear, torch Categorical": masked_categoricals,
+    }
+    contenders = both_ways(
+        "ours + scorer",
+        batches,
+        partial(ours, layout(PADDING), score=lambda b, legal: scorer(b.hidden, {}, legal)),
+        lambda b: [b.hidden, *(p for p in scorer.parameters() if p.numel())],
+    )
+    for name, head in others.items():
+        contenders |= both_ways(
             name,
             batches,
-            lambda b: masked_heads(b, linear(b.hidden)),
+            lambda b, head=head: head(b, linear(b.hidden)),
             lambda b: [b.hidden, *linear.parameters()],
-        ),
-    }
+        )
     floors = [Floor.of(one) for one in batches]
     weight, table = torch.randn(HIDDEN, WIDTH), torch.randn(sum(SIZES), WIDTH)
     for direction, backward in zip(DIRECTIONS, (False, True), strict=True):
-        contenders[f"floor with scorer, {direction}"] = lambda call, backward=backward: floors[
+        contenders[f"floor + scorer, {direction}"] = lambda call, backward=backward: floors[
             call % POOL
         ].scored(backward, weight, table)
     times = measure.interleave(contenders, seconds)
-    return [
-        *compared(times, "ours with scorer", name, str(batch), "≤ 1"),
-        *compared(times, "ours with scorer", "floor with scorer", str(batch)),
+    lines = [
+        line for name in others for line in compared(times, "ours + scorer", name, batch, "≤ 1")
     ]
+    return lines + compared(times, "ours + scorer", "floor + scorer", batch)
 
 
 def padded_further(batch: int, seconds: float) -> list[Line]:
@@ -383,7 +385,7 @@ def padded_further(batch: int, seconds: float) -> list[Line]:
     for padding in (128, 4096):
         contenders |= ours_given_scores(f"K = {padding}", pool(batch, padding), padding)
     times = measure.interleave(contenders, seconds)
-    return compared(times, "K = 4096", "K = 128", str(batch), "≤ 1.3")
+    return compared(times, "K = 4096", "K = 128", batch, "≤ 1.3")
 
 
 def larger_batch(small: int, large: int, seconds: float) -> list[Line]:
@@ -473,8 +475,9 @@ to {PADDING}.
 their sums. Ours includes reading the list from bytes, all range checks and dropping repeats. The
 padded ones read counts and the drawn tuple from the same bytes, unchecked; logits (B, {PADDING})
 are given. Masks per head have their masks given, not built, and draw tuples that no row lists.
-"by hand" and "masks per head" are written without torch's Categorical, which is slower. The floor
-is the gathers, sums and products alone that no such head can do without, on what was found
+"by hand" and "masks per head" are written without torch's Categorical, which is slower. With the
+scorer in, ours scores from hidden ({HIDDEN}) at width {WIDTH}, and masks per head get their logits from
+a Linear({HIDDEN}, {sum(SIZES)}) of it. The floor is the gathers, sums and products alone that no such head can do without, on what was found
 beforehand.
 """
 

@@ -26,8 +26,9 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 FEWEST_ROUNDS = 5
-SHORTEST = 0.01
-"""Seconds that a contender runs for in a round at least, by more calls than one if need be."""
+SHORTEST = 0.03
+"""Seconds that a contender runs for in a round at least, by more calls than one if need be: the
+first of them finds the caches as another left them."""
 
 Times = npt.NDArray[np.float64]
 """(rounds,) seconds a call."""
@@ -72,11 +73,12 @@ def interleave(contenders: Mapping[str, Callable[[int], Any]], seconds: float) -
         repeats[name] = max(1, math.ceil(SHORTEST / one_turn(name)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
+    shuffle = np.random.default_rng(0).shuffle  # none always comes after the same other
     end = time.perf_counter() + seconds
     while len(times[order[0]]) < FEWEST_ROUNDS or time.perf_counter() < end:
+        shuffle(order)
         for name in order:
             times[name].append(one_turn(name))
-        order.append(order.pop(0))
     return {name: np.array(values) for name, values in times.items()}
 
 

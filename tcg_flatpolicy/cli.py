@@ -93,7 +93,7 @@ def _train(options: argparse.Namespace) -> int:
         f"  illegal actions  {report.illegal + illegal} of {report.steps + played:,} played, "
         "counted by the environment"
     )
-    print(f"  wins against the batch engine's {settings.opponent} opponent, 95% interval")
+    print("  wins against the batch engine's greedy opponent, 95% interval")
     for when, results in (("before", report.before), ("after", report.after)):
         _print_results(results, f"{when:>8}, ")
     print(f"  run folder       {folder}")
@@ -108,7 +108,10 @@ def _eval(options: argparse.Namespace) -> int:
     if options.games < 1:
         raise ValueError(f"--games must be at least 1, got {options.games}")
     content = read_checkpoint(options.run)
-    settings = train.Settings(**content["settings"])
+    try:
+        settings = train.Settings(**content["settings"])
+    except TypeError as error:
+        raise ValueError(f"{options.run} was written by another version: {error}") from error
     policy = train.make_policy(settings, EssenceWars(1, settings.deck1, settings.deck2))
     policy.load_state_dict(content["policy"])
     results = train.evaluate(settings, policy, options.games, options.opponent, options.seed)

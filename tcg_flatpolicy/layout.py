@@ -316,7 +316,10 @@ class LegalLayout:
         wanted = _TORCH_DTYPES[self._single]
         if observations.dtype != wanted:
             cast = observations.to(wanted)
-            changed = cast.to(observations.dtype) != observations
+            changed = cast.to(dtype) != observations
+            changed |= _negative(cast) != _negative(observations)  # -1 and 255 are the same byte
+            if cast.is_floating_point() and observations.is_floating_point():
+                changed = torch.zeros_like(changed)  # less exact, but the same number
             if changed.any():
                 row, column = changed.nonzero()[0].tolist()
                 raise ValueError(
@@ -408,7 +411,9 @@ def env_layers(env: Any) -> Iterator[Any]:
     while env is not None and id(env) not in seen:
         seen.add(id(env))
         yield env
-        env = getattr(env, "driver_env", None) or getattr(env, "env", None)
+        # A native PufferEnv is its own driver_env.
+        inner = [getattr(env, name, None) for name in ("driver_env", "env")]
+        env = next((one for one in inner if one is not None and id(one) not in seen), None)
 
 
 def env_attribute(env: Any, name: str) -> Any:
@@ -460,6 +465,12 @@ def _leaf_names(dtype: np.dtype[Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
         else:
             yield from _leaf_names(inner, f"{prefix}{name}.")
+
+
+def _negative(numbers: Tensor) -> Tensor:
+    if numbers.dtype.is_signed:
+        return numbers < 0
+    return torch.zeros_like(numbers, dtype=torch.bool)  # torch compares not all unsigned integers
 
 
 def _as_bytes(observations: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class LegalActions:
             raise ValueError(f"counts must be (B,), got {tuple(counts.shape)}")
         if noop is None:
             noop = torch.zeros(actions.shape[1], dtype=torch.int64, device=actions.device)
+        noop = torch.as_tensor(noop)
         _check_integer("noop", noop)
         if noop.shape != actions.shape[1:]:
             raise ValueError(f"noop must be ({actions.shape[1]},), got {tuple(noop.shape)}")
@@ -190,7 +191,8 @@ class LegalActions:
 
         Raises:
             TypeError: not bool.
-            ValueError: another number of columns than the spec has ids.
+            ValueError: another number of columns than the spec has ids. An id that is set but no
+                tuple of the spec's roles is left to :meth:`validate`.
         """
         mask = _as_tensor(mask)
         if mask.dtype != torch.bool:
@@ -450,8 +452,9 @@ def _horner(actions: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _as_tensor(values: Tensor | npt.NDArray[Any]) -> Tensor:
     """As a tensor; an array that torch cannot share (read-only, reversed) is copied."""
-    shared = not isinstance(values, np.ndarray) or values.flags.carray  # writeable and in order
-    return torch.as_tensor(values if shared else np.array(values))
+    if isinstance(values, np.ndarray) and not (values.flags.carray and values.dtype.isnative):
+        values = np.array(values, dtype=values.dtype.newbyteorder("="))
+    return torch.as_tensor(values)
 
 
 def _check_integer(name: str, values: Tensor) -> None:

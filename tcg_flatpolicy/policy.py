@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -168,8 +169,9 @@ class FlatPolicy(nn.Module):
     def explore(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
         """Makes exploration part of the policy: p^(1/temperature), then uniform with epsilon.
 
-        It holds in rollout and update alike, so log-probs stay exact. Set it before a rollout:
-        an update on tuples drawn under other settings raises. It is saved in the state_dict.
+        It holds in rollout and update alike, so log-probs stay exact. Set it before a rollout: an
+        update (a forward with gradients) on tuples drawn (without) under other settings raises. It
+        is saved in the state_dict. To evaluate between rollout and update, use a copy.
 
         Args:
             temperature: positive; above 1 flattens the distribution.
@@ -178,8 +180,11 @@ class FlatPolicy(nn.Module):
         Raises:
             ValueError: a value out of range.
         """
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        rounded = float(torch.tensor(temperature, dtype=torch.float32))  # as the buffer holds it
+        if not 0 < rounded < float("inf"):
+            raise ValueError(
+                f"temperature must be positive and finite in float32, got {temperature}"
+            )
         if not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon must lie in 0..1, got {epsilon}")
         self.temperature.fill_(temperature)
@@ -204,7 +209,6 @@ class FlatPolicy(nn.Module):
     @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """The rollout's forward: observations (B, columns) -> (LegalNormal, values (B, 1))."""
-        self._rollout_exploration = self._exploration
         return self._face(self.encode_observations(observations, state))
 
     @_fresh_weights
@@ -214,7 +218,6 @@ class FlatPolicy(nn.Module):
         Raises:
             RuntimeError: the exploration was changed since the rollout drew its tuples.
         """
-        self._check_exploration()
         return self._face(self.encode_observations(observations, state))
 
     @_fresh_weights
@@ -259,6 +262,12 @@ class FlatPolicy(nn.Module):
             raise RuntimeError(
                 "decode_actions needs encode_observations to have been called before it"
             )
+        # By the gradient, since PufferLib's LSTMWrapper calls neither forward nor forward_eval: the
+        # trainer draws its rollouts without one, and updates with one.
+        if torch.is_grad_enabled():
+            self._check_exploration()
+        else:
+            self._rollout_exploration = self._exploration
         (legal, entities), self._encoded = self._encoded, None
         if len(hidden) != len(legal):
             raise RuntimeError(
@@ -300,7 +309,6 @@ class RecurrentFlatPolicy(FlatPolicy):
     @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """One step: observations (B, columns); the state dict is read and replaced."""
-        self._rollout_exploration = self._exploration
         hidden = self.encode_observations(observations, state)
         carried = None
         if state is not None and state.get("lstm_h") is not None:
@@ -320,7 +328,6 @@ class RecurrentFlatPolicy(FlatPolicy):
 
         Values are (segments, horizon). A batch of two dimensions is taken as horizon 1.
         """
-        self._check_exploration()
         if observations.ndim == 2:
             observations = observations.unsqueeze(1)
         if observations.ndim != 3:
@@ -380,7 +387,8 @@ def _action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
     if space is None:
         return torch.int64
     nvec = getattr(space, "nvec", None)
-    if nvec is None or list(nvec) != spec.nvec.tolist():
+    start = getattr(space, "start", 0)
+    if nvec is None or np.any(start) or np.asarray(nvec).tolist() != spec.nvec.tolist():
         raise ValueError(
             f"the environment's action space is {space}, the spec's tuples need "
             f"MultiDiscrete({spec.nvec.tolist()})"

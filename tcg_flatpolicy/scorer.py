@@ -74,7 +74,6 @@ class TupleScorer(nn.Module):
         # The table of a name (rows, E) times the projections of all its parts side by side
         # (E, parts * W) is, row after row, what each part makes of it.
         indices = _by_name(part for part in parts if isinstance(part.role, Index))
-        indices = indices or {"": []}  # one empty table, so that all parameters always take part
         self._static_rows = 1 + ids
         self._tables: list[int] = []
         for sharing in indices.values():
@@ -85,8 +84,11 @@ class TupleScorer(nn.Module):
                 row[part.primary, part.slot, values] = self._static_rows + place
             self._static_rows += self._tables[-1] * len(sharing)
         self._index_columns = [len(sharing) * width for sharing in indices.values()]
-        self.embeddings = nn.Parameter(torch.randn(sum(self._tables), embedding_size))
-        self.index_projections = nn.Parameter(_fan_in(embedding_size, sum(self._index_columns)))
+        # No parameter without numbers: PufferLib's default optimizer, muon, divides by its sides.
+        self.embeddings = self.index_projections = None
+        if indices:
+            self.embeddings = nn.Parameter(torch.randn(sum(self._tables), embedding_size))
+            self.index_projections = nn.Parameter(_fan_in(embedding_size, sum(self._index_columns)))
 
         # Behind the static rows and those of the states lie, part by part, the rows of everything
         # that a part could point at: state after state, the n things of each. A row's number there
@@ -124,7 +126,8 @@ class TupleScorer(nn.Module):
         Args:
             hidden: (B, D) state.
             entities: {name: (B, n, E)}, at least those that the spec points at.
-            legal: B rows, N tuples within the spec.
+            legal: B rows, N tuples within the spec, which is not checked here but by
+                LegalActions.validate.
 
         Returns:
             (N,) float32 scores, also under autocast.
@@ -146,13 +149,14 @@ class TupleScorer(nn.Module):
         state = self.state(hidden).float()  # (B, W)
         width = state.shape[1]
         table = [state.new_zeros(1, width), self.primaries]
-        for rows, projections in zip(
-            self.embeddings.split(self._tables),
-            self.index_projections.split(self._index_columns, dim=1),
-            strict=True,
-        ):
-            learned = torch.mm(rows, projections)  # (rows of the table, its parts * W)
-            table.append(learned.view(learned.numel() // width, width).float())
+        if self.embeddings is not None and self.index_projections is not None:
+            for rows, projections in zip(
+                self.embeddings.split(self._tables),
+                self.index_projections.split(self._index_columns, dim=1),
+                strict=True,
+            ):
+                learned = torch.mm(rows, projections)  # (rows of the table, its parts * W)
+                table.append(learned.view(learned.numel() // width, width).float())
         table.append(state)
         if self._names:
             a_row = self._key_a_row.index_select(0, at).view_as(keys)

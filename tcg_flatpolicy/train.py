@@ -82,6 +82,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in (
             "total_steps",
+            "hidden_size",
+            "entity_size",
+            "scorer_width",
             "num_games",
             "bptt_horizon",
             "minibatch_size",
@@ -172,9 +175,16 @@ def evaluate(
     """
     from tcg_flatpolicy.envs.essence_wars import EssenceWars
 
+    if opponent == "self":
+        raise ValueError("a win rate needs a built-in opponent, such as greedy; not 'self'")
     if not games:
         return {}
     slots = next(n for n in range(min(games, 250), 0, -1) if games % n == 0)
+    if slots < min(games, 10):
+        raise ValueError(
+            f"{games} games cannot be shared equally by 10 to 250 slots; take a number such as "
+            f"{round(games, -2)}"
+        )
     env = EssenceWars(slots, settings.deck1, settings.deck2, opponent, seed=seed)
     player = make_policy(settings, env)
     player.load_state_dict(policy.state_dict())
@@ -212,7 +222,6 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    write_json(folder / "config.json", {"settings": asdict(settings), **provenance()})
 
     vecenv = vector.make(
         EssenceWars,
@@ -231,13 +240,14 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
     on_terminal = sys.stdout.isatty()
 
     with _stop_on_sigint() as stopped:
+        policy.explore(settings.temperature, settings.epsilon)
         if settings.eval_games:
             say(f"playing {settings.eval_games} games with the untrained policy, twice")
         before = _evaluate_own(settings, policy, stopped)
-        policy.explore(settings.temperature, settings.epsilon)
 
         with _dashboard(on_terminal):
             trainer = PuffeRL(settings.trainer_config(device, folder), vecenv, policy)
+        write_json(folder / "config.json", {"settings": asdict(settings), **provenance()})
         rows: list[dict[str, float]] = []
         training_started = time.monotonic()
         last_said = 0.0
@@ -254,15 +264,17 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
                     say(_line(rows[-1], settings.total_steps))
         finally:
             seconds = time.monotonic() - training_started
-            write_csv(folder / "metrics.csv", rows)
-            write_checkpoint(
-                folder / CHECKPOINT,
-                {"policy": policy.state_dict(), "settings": asdict(settings)},
-            )
-            draw_curves(folder / "curves.png", rows, _title(settings))
             steps = trainer.global_step
-            with _dashboard(on_terminal):
-                trainer.close()
+            try:
+                write_csv(folder / "metrics.csv", rows)
+                write_checkpoint(
+                    folder / CHECKPOINT,
+                    {"policy": policy.state_dict(), "settings": asdict(settings)},
+                )
+                draw_curves(folder / "curves.png", rows, _title(settings))
+            finally:  # or its thread would keep the process alive
+                with _dashboard(on_terminal):
+                    trainer.close()
 
         interrupted = stopped()
         after: dict[str, WinRate] = {}
@@ -287,7 +299,7 @@ def _evaluate_own(
     settings: Settings, policy: FlatPolicy, stopped: Callable[[], bool]
 ) -> dict[str, WinRate]:
     seed = settings.seed + 1_000_000  # other games than those trained on
-    return evaluate(settings, policy, settings.eval_games, settings.opponent, seed, stopped)
+    return evaluate(settings, policy, settings.eval_games, "greedy", seed, stopped)
 
 
 @contextlib.contextmanager

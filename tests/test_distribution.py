@@ -626,10 +626,15 @@ def dense_log_probs(case: Case, scores: Tensor, steps: Sequence[Step] = ()) -> t
     mass = (padded > -INF).any(2)
     # Near 1e30 a logarithm of 2 would be lost: shifted by a constant, which no gradient feels.
     top = padded.detach().flatten(1).amax(1)
-    padded = padded - torch.where(top > -INF, top, 0.0)[:, None, None]
+    top = torch.where(top > -INF, top, 0.0)
+    # And within a tuple by its own best listing, next to which 1e30 would swallow the others.
+    best = padded.detach().amax(2)
+    best = torch.where(best > -INF, best, 0.0)
+    within = torch.where(mass.unsqueeze(2), padded - best.unsqueeze(2), 0.0)
+    padded = padded - top[:, None, None]
     alone = torch.where(mass.any(1)[:, None, None], padded, 0.0)  # an empty row: no NaN gradient
     per_row = dense_logsumexp(alone.flatten(1)).unsqueeze(1)
-    per_tuple = dense_logsumexp(torch.where(mass.unsqueeze(2), padded, 0.0))
+    per_tuple = dense_logsumexp(within) + (best - top.unsqueeze(1))
     log_p = torch.where(mass, per_tuple - per_row, 0.0)
     for name, value in steps:
         of = torch.as_tensor(value, dtype=torch.float64).expand(len(rows)).unsqueeze(1)

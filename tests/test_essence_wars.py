@@ -612,3 +612,28 @@ def test_the_trunk_hears_of_each_group_of_cards(
         encoder(changed(observations, at=[column], to=unheard_of)).hidden.sum().backward()
         assert encoder.cards.weight.grad is not None
         assert encoder.cards.weight.grad[row].abs().sum() > 0, column
+
+
+def test_an_empty_list_where_a_player_is_to_move_is_the_engine_s_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = EssenceWars(3, seed=1)
+    env.reset(1)
+
+    class Mute:
+        """The engine's batch, but with a game that lists nothing."""
+
+        def __init__(self, batch: Any) -> None:
+            self.batch = batch
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.batch, name)
+
+        def action_mask_batch(self) -> Any:
+            mask = self.batch.action_mask_batch()
+            mask[1] = 0
+            return mask
+
+    monkeypatch.setattr(env, "_batches", [Mute(batch) for batch in env._batches])
+    with pytest.raises(RuntimeError, match="game 1: the engine lists no legal action"):
+        env.reset(1)

@@ -653,6 +653,21 @@ def test_a_field_that_torch_does_not_have_blocks_no_other() -> None:
         list(layout.fields())
 
 
+def test_wider_floats_are_read_as_narrower_ones() -> None:
+    layout = LegalLayout.from_dtype(
+        [("x", "f4", 2), ("n", "f4"), ("legal", "f4", (2, 1))], "n", "legal"
+    )
+    observations = torch.tensor([[0.1, float("nan"), 1, 3, 0]], dtype=torch.float64)
+    assert layout.read(observations).to_lists() == [[(3,)]]
+    assert layout.field(observations, "x")[0, 0] == torch.tensor(0.1)
+
+
+def test_a_sign_is_not_lost_in_a_layout_without() -> None:
+    layout = LegalLayout.from_dtype([("n", "u1"), ("legal", "u1", (2, 1))], "n", "legal")
+    with pytest.raises(ValueError, match="row 0, column 1: -1 is no uint8"):
+        layout.read(torch.tensor([[1, -1, 0]], dtype=torch.int8))
+
+
 def test_arrays_are_refused_with_the_way_out() -> None:
     layout = LegalLayout.from_dtype([("n", "i4"), ("legal", "i2", (3, 2))], "n", "legal")
     with pytest.raises(TypeError, match=r"must be a tensor, got ndarray; torch.as_tensor"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pufferlib
 import pytest
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,19 @@ def test_it_finds_spec_and_layout_in_the_environment_or_what_it_wraps(env: Bandi
         assert policy.layout.dtype == BANDIT_DTYPE
 
 
+def test_what_a_native_environment_wraps_is_found_too() -> None:
+    """A PufferEnv is its own driver_env, which must not end the search."""
+    inner = Bandit(num_agents=2)
+
+    class Outer(pufferlib.PufferEnv):  # type: ignore[misc]
+        single_observation_space = inner.single_observation_space
+        single_action_space = inner.single_action_space
+        num_agents = 2
+        env = inner
+
+    assert fp.FlatPolicy(Outer(), encoder=BanditEncoder(inner.legal_layout)).spec == BANDIT_SPEC
+
+
 def test_spec_and_layout_can_be_passed_without_an_environment(env: Bandit) -> None:
     layout = fp.LegalLayout.from_dtype(BANDIT_DTYPE, count="n", actions="legal")
     policy = fp.FlatPolicy(
@@ -62,6 +76,12 @@ def test_what_is_missing_is_named() -> None:
 def test_an_action_space_of_other_sizes_is_refused(env: Bandit) -> None:
     env.single_action_space = gymnasium.spaces.MultiDiscrete([3, 5, 9])
     with pytest.raises(ValueError, match=r"MultiDiscrete\(\[3, 5, 5\]\)"):
+        fp.FlatPolicy(env)
+
+
+def test_an_action_space_that_does_not_start_at_zero_is_refused(env: Bandit) -> None:
+    env.single_action_space = gymnasium.spaces.MultiDiscrete(BANDIT_SPEC.nvec, start=[1, 0, 0])
+    with pytest.raises(ValueError, match="the spec's tuples need"):
         fp.FlatPolicy(env)
 
 
@@ -183,7 +203,7 @@ def test_exploration_is_part_of_the_distribution_and_of_the_checkpoint(env: Band
     twin = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     twin.load_state_dict(policy.state_dict())
     torch.testing.assert_close(twin.distribution(observe(env))[0].logits, expected.logits)
-    for bad in ({"temperature": 0.0}, {"temperature": float("inf")}, {"temperature": float("nan")}):
+    for bad in ({"temperature": 0.0}, {"temperature": float("inf")}, {"temperature": 1e-50}):
         with pytest.raises(ValueError, match="temperature must be positive"):
             policy.explore(**bad)
     for bad in ({"epsilon": -0.1}, {"epsilon": 1.1}, {"epsilon": float("nan")}):

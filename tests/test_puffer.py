@@ -258,6 +258,22 @@ def test_the_ratio_is_one_with_exploration_and_changing_it_in_between_raises(tra
     trainer.train()
 
 
+def test_changing_exploration_raises_under_the_stock_lstm_wrapper_too(trainers: Any) -> None:
+    """The wrapper calls neither forward nor forward_eval of the policy."""
+    vecenv, policy = make()
+    size = policy.hidden_size
+    wrapped = pufferlib.models.LSTMWrapper(vecenv.driver_env, policy, size, size)
+    policy.explore(temperature=1.3, epsilon=0.1)
+    trainer = trainers(vecenv, wrapped, use_rnn=True)
+    trainer.evaluate()
+    trainer.train()
+    assert (trainer.ratio - 1).abs().max() < 1e-5
+    trainer.evaluate()
+    policy.explore()
+    with pytest.raises(RuntimeError, match="between rollout and update"):
+        trainer.train()
+
+
 def test_the_stock_lstm_wrapper_around_a_flat_policy(trainers: Any) -> None:
     vecenv, policy = make()
     size = policy.hidden_size

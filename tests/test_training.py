@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pufferlib import pufferl
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
+from tcg_flatpolicy.train import Settings, make_policy
 from tests.games import Bandit, BanditEncoder, trainer_config
 
 # pufferlib/config/default.ini of the official 3.0 release, section [train]; the device is ours.
@@ -122,6 +124,32 @@ def test_pufferlib_s_shipped_hyperparameters(run: Any) -> None:
     run(vecenv, policy, 2, **SHIPPED)
 
 
+def test_the_shipped_optimizer_with_a_spec_without_an_index(run: Any) -> None:
+    """Muon divides by the sides of a matrix, so there must be none without numbers."""
+    vecenv = make(Bandit, num_agents=64)
+    env = vecenv.driver_env
+    spec = fp.ActionSpec(
+        [
+            fp.Primary("rest"),
+            fp.Primary("attack", fp.Entity("unit", 4), fp.Entity("unit", 4)),
+            fp.Primary("play", fp.Entity("card", 5), fp.OneOf(fp.Entity("unit", 5))),
+        ]
+    )
+    encoder = BanditEncoder(env.legal_layout)
+    encoder.entity_sizes = {"unit": (5, 8), "card": (5, 8)}
+
+    def encode(observations: torch.Tensor) -> fp.Encoding:
+        hidden, entities = BanditEncoder.forward(encoder, observations)
+        card = entities["unit"].mean(1, keepdim=True).expand(-1, 5, -1)
+        unit = torch.cat([entities["unit"], card[:, :1]], dim=1)
+        return fp.Encoding(hidden, {"unit": unit, "card": card})
+
+    encoder.forward = encode  # type: ignore[method-assign]
+    policy = fp.FlatPolicy(env, spec=spec, encoder=encoder)
+    assert all(parameter.numel() for parameter in policy.parameters())
+    run(vecenv, policy, 3, optimizer="muon", learning_rate=0.015)
+
+
 COMMAND = [sys.executable, "-m", "tcg_flatpolicy"]
 SMALL = ["--num-games", "32", "--bptt-horizon", "16", "--minibatch-size", "256", "--threads", "1"]
 
@@ -210,7 +238,12 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
         (["train", "--total-steps", "100"], "total_steps 100 is less than one rollout"),
         (["train", "--opponent", "self"], "alternates between two players"),
         (["train", "--deck1", "no_such_deck"], "no_such_deck"),
+        (["train", "--epsilon", "2"], "epsilon must lie in 0..1"),
+        (["train", "--scorer-width", "0"], "scorer_width must be at least 1"),
+        (["train", "--eval-games", "1009"], "cannot be shared equally"),
         (["eval", "nowhere"], "no checkpoint at nowhere"),
+        (["eval", "{older}"], "was written by another version"),
+        (["eval", "{small}", "--opponent", "self"], "needs a built-in opponent"),
         (["eval", "{broken}"], "cannot be read as a checkpoint"),
         (["eval", "{other}"], "is no checkpoint of"),
     ],
@@ -220,7 +253,13 @@ def test_bad_arguments_end_with_one_line(
 ) -> None:
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     torch.save({"something": 1}, tmp_path / "other.pt")
-    names = {"broken": str(tmp_path / "broken.pt"), "other": str(tmp_path / "other.pt")}
+    torch.save({"policy": {}, "settings": {"gone": 1}}, tmp_path / "older.pt")
+    env = EssenceWars(1)
+    settings = Settings(hidden_size=8)
+    small = {"policy": make_policy(settings, env).state_dict(), "settings": asdict(settings)}
+    torch.save(small, tmp_path / "small.pt")
+    names = {name: str(tmp_path / f"{name}.pt") for name in ("older", "small")}
+    names |= {"broken": str(tmp_path / "broken.pt"), "other": str(tmp_path / "other.pt")}
     done = command(*[argument.format(**names) for argument in arguments], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -338,6 +338,11 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         listed = np.flatnonzero(self._mask)
         ends = np.searchsorted(listed, (self._rows + 1) * ACTION_SPACE_SIZE)
         counts = self._n_legal = np.diff(ends, prepend=0)
+        if not counts.all():
+            raise RuntimeError(
+                f"game {int(counts.argmin())}: the engine lists no legal action for the player to "
+                "move, who can always end the turn; check it against another release of the game"
+            )
         if counts.max() > MAX_LEGAL:
             row = int(counts.argmax())
             raise ValueError(
