@@ -475,10 +475,10 @@ to {PADDING}.
 their sums. Ours includes reading the list from bytes, all range checks and dropping repeats. The
 padded ones read counts and the drawn tuple from the same bytes, unchecked; logits (B, {PADDING})
 are given. Masks per head have their masks given, not built, and draw tuples that no row lists.
-"by hand" and "masks per head" are written without torch's Categorical, which is slower. With the
-scorer in, ours scores from hidden ({HIDDEN}) at width {WIDTH}, and masks per head get their logits from
-a Linear({HIDDEN}, {sum(SIZES)}) of it. The floor is the gathers, sums and products alone that no such head can do without, on what was found
-beforehand.
+What does not say "torch Categorical" is written without it, by hand, and quicker for it. With the
+scorer, ours scores from hidden ({HIDDEN}) at width {WIDTH}, and masks per head get their logits
+from hidden too, by a Linear({HIDDEN}, {sum(SIZES)}). The floor is the gathers, sums and products
+alone that no such head can do without, on what was found beforehand.
 """
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class TupleScorer(nn.Module):
         hidden_size: int,
         entity_sizes: Mapping[str, tuple[int, int]] | None = None,
         width: int = 64,
-        embedding_size: int = 32,
+        embedding_size: int = 16,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -270,7 +270,9 @@ class _SumRowsAndRead(torch.autograd.Function):
         ):
             hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
             grad_readout.addmv_(hidden.t(), upstream)
-            active = torch.ops.aten.threshold_backward(torch.outer(upstream, readout), hidden, 0)
+            # In place: fresh memory of this size costs more than the sums. sign() of what a relu
+            # gave is its derivative.
+            active = hidden.sign_().mul_(readout).mul_(upstream.unsqueeze(1))
             for column in piece.unbind(1):
                 grad_table.index_add_(0, column, active)
         return grad_table, None, grad_readout
