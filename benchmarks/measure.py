@@ -90,7 +90,7 @@ def figure(values: Times) -> Figure:
 
 def number(value: float) -> str:
     """Three figures, as many as such measurements bear."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
