@@ -389,9 +389,11 @@ def test_duplicates_equal_their_merged_mass(data: st.DataObject) -> None:
     close(kl_divergence(q, p), [0.0] * len(lists), 1e-10)
 
 
-def test_listing_three_times_triples_the_mass() -> None:
+@pytest.mark.parametrize("level", [0.0, 1e4, -1e4, 1e30, -1e30])
+def test_listing_three_times_triples_the_mass(level: float) -> None:
+    """Also where the scores are so large that adding the logarithm of 3 to them changes nothing."""
     legal = LegalActions.from_lists([[(1, 0), (0, 1), (1, 0), (1, 0)]])
-    dist = LegalCategorical(legal, torch.zeros(4))
+    dist = LegalCategorical(legal, torch.full((4,), level))
     close(dist.log_prob(torch.tensor([[1, 0]])), [math.log(0.75)], 1e-6)
     close(dist.entropy(), [-0.75 * math.log(0.75) - 0.25 * math.log(0.25)], 1e-6)
     close(dist.smoothed(1.0).log_prob(torch.tensor([[1, 0]])), [math.log(0.5)], 1e-6)
