@@ -23,7 +23,8 @@ from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
 from tcg_flatpolicy.train import Settings, make_policy
 from tests.games import Bandit, BanditEncoder, trainer_config
 
-# pufferlib/config/default.ini of the official 3.0 release, section [train]; the device is ours.
+# pufferlib/config/default.ini of PufferAI/PufferLib at commit 03d1ebc, section [train]; the device
+# and the number of steps are ours.
 SHIPPED = {
     "optimizer": "muon",
     "anneal_lr": True,
@@ -38,8 +39,8 @@ SHIPPED = {
     "ent_coef": 0.001,
     "adam_beta1": 0.95,
     "adam_beta2": 0.999,
-    "adam_eps": 1e-12,
-    "minibatch_size": 8192,
+    "adam_eps": 1e-8,
+    "minibatch_size": 16384,
     "max_minibatch_size": 32768,
     "bptt_horizon": 64,
     "prio_alpha": 0.8,
@@ -118,7 +119,7 @@ def test_essence_wars_some_thousand_steps(run: Any, recurrent: bool) -> None:
 
 
 def test_pufferlib_s_shipped_hyperparameters(run: Any) -> None:
-    vecenv = make(EssenceWars, num_games=128)
+    vecenv = make(EssenceWars, num_games=256)
     env = vecenv.driver_env
     policy = fp.FlatPolicy(env, encoder=EssenceWarsEncoder(env.legal_layout))
     run(vecenv, policy, 2, **SHIPPED)
