@@ -242,8 +242,8 @@ class _SumRowsAndRead(torch.autograd.Function):
     """relu(sum of table rows) . readout for each tuple, without ever holding N times W numbers.
 
     table (R, W), codes (N, C) rows of it, readout (W,) -> (N,). Works through the tuples in pieces
-    that stay in a core's cache, and adds up the hidden layer again in the backward pass: reading
-    it back from memory would cost more.
+    that stay in a core's cache, and adds up the hidden layer again in the backward pass: some time
+    for memory that does not grow with N times W.
     """
 
     PIECE = 4096
