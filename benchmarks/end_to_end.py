@@ -83,7 +83,7 @@ def make_policies(layout: fp.LegalLayout) -> dict[str, nn.Module]:
         torch.manual_seed(0)
         return EssenceWarsEncoder(layout, SETTINGS.hidden_size, SETTINGS.entity_size)
 
-    ours = fp.FlatPolicy(spec=SPEC, layout=layout, encoder=encoder(), width=SETTINGS.scorer_width)
+    ours = fp.FlatPolicy(spec=SPEC, layout=layout, encoder=encoder(), width=SETTINGS.head_width)
     return {OURS: ours, THEIRS: UnmaskedPolicy(encoder())}
 
 

@@ -17,13 +17,14 @@ from torch.distributions.constraints import Constraint
 from tcg_flatpolicy.legal import LegalActions
 
 
-class _WholeTuples(Constraint):
+class WholeTuples(Constraint):
     """Whole numbers, whatever their dtype; whether a tuple is listed is answered by log_prob."""
 
     is_discrete = True
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
+        """(*S, B, H) -> (*S, B) bool."""
         if not value.is_floating_point():
             return torch.ones_like(value[..., 0], dtype=torch.bool)
         return ((value == value.floor()) & value.isfinite()).all(-1)
@@ -78,7 +79,7 @@ class LegalCategorical(Distribution):
     @property
     def support(self) -> Constraint:
         """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
-        return _WholeTuples()
+        return WholeTuples()
 
     @property
     def mean(self) -> Tensor:
@@ -286,14 +287,18 @@ class LegalCategorical(Distribution):
 
     def _check_scores(self) -> None:
         if not self._scores_are_sound:
-            legal, scores = self._given
+            _, scores = self._given
             n = int((scores.isnan() | (scores == torch.inf)).nonzero()[0])
             raise ValueError(
-                f"row {int(legal.rows[n])}: the score of legal tuple "
-                f"{tuple(legal.actions[n].tolist())} is {scores[n].item()}; scores must be finite "
-                "or -inf. Look for a diverged "
-                "network (learning rate, unnormalised observations)"
+                f"{self._whose_score(n)} is {scores[n].item()}; it must be finite or -inf. Look "
+                "for a diverged network (learning rate, unnormalised observations)"
             )
+
+    def _whose_score(self, n: int) -> str:
+        legal, _ = self._given
+        return (
+            f"row {int(legal.rows[n])}: the score of legal tuple {tuple(legal.actions[n].tolist())}"
+        )
 
 
 def _sound(scores: Tensor, legal: LegalActions) -> Tensor:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.heads import HeadFactory, make_head
+from tcg_flatpolicy.heads.sequential import LegalAutoregressive
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.puffer import LegalNormal
-from tcg_flatpolicy.scorer import TupleScorer
+from tcg_flatpolicy.puffer import LegalNormal, TupleDistribution
 from tcg_flatpolicy.spec import ActionSpec
 
 _P = ParamSpec("_P")
@@ -110,25 +111,27 @@ def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-class FlatPolicy(nn.Module):
+class Policy(nn.Module):
     """A feed-forward policy for PufferLib's trainer that plays only legal tuples.
 
     Pass it to ``PuffeRL(config, vecenv, policy)`` as it is; or call :meth:`distribution` and use
-    the LegalCategorical in any trainer.
+    what it returns in any trainer.
 
     Args:
         env: brings ``action_spec`` and ``legal_layout`` (itself or through ``.driver_env`` and
             ``.env``), and ``single_action_space`` for the dtype of actions. May be None when spec
             and layout are given.
+        head: how a tuple is chosen: "flat" (one categorical over the list), "autoregressive" (slot
+            after slot), or a factory of your own, see :mod:`tcg_flatpolicy.heads`.
         spec: what tuples mean; the environment's if left out.
         layout: where the legal list is; the environment's if left out.
         encoder: observations -> Encoding; a FieldEncoder if left out.
         hidden_size: of the FieldEncoder; an encoder of your own brings its own.
-        width: of the scorer's hidden layer.
+        width: of the head's hidden layer.
 
     Raises:
         ValueError: no spec or layout anywhere, a spec that does not fit the layout or the action
-            space, or an Entity that the encoder does not embed.
+            space, an Entity that the encoder does not embed, or a head of unknown name.
     """
 
     is_continuous = False
@@ -139,6 +142,7 @@ class FlatPolicy(nn.Module):
         self,
         env: Any = None,
         *,
+        head: str | HeadFactory = "flat",
         spec: ActionSpec | None = None,
         layout: LegalLayout | None = None,
         encoder: nn.Module | None = None,
@@ -157,7 +161,7 @@ class FlatPolicy(nn.Module):
                 "({name: (n, E)}; {} if it embeds none)"
             )
         self.hidden_size = int(self.encoder.hidden_size)
-        self.scorer = TupleScorer(self.spec, self.hidden_size, self.encoder.entity_sizes, width)
+        self.head = make_head(head, self.spec, self.hidden_size, self.encoder.entity_sizes, width)
         self.value = nn.Linear(self.hidden_size, 1)
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("epsilon", torch.tensor(0.0))
@@ -192,14 +196,15 @@ class FlatPolicy(nn.Module):
         self._exploration = (float(self.temperature), float(self.epsilon))
 
     @_fresh_weights
-    def distribution(self, observations: Tensor) -> tuple[LegalCategorical, Tensor]:
+    def distribution(self, observations: Tensor) -> tuple[TupleDistribution, Tensor]:
         """What the policy would play, without PufferLib.
 
         Args:
             observations: (B, columns), as LegalLayout.read takes them.
 
         Returns:
-            The categorical over each row's legal tuples, and values (B, 1).
+            The head's distribution over each row's tuples (of a flat or an autoregressive head:
+            over its legal tuples, a LegalCategorical or a LegalAutoregressive), and values (B, 1).
 
         Raises:
             ValueError: a legal list that is broken or not within the spec, naming the row.
@@ -247,9 +252,9 @@ class FlatPolicy(nn.Module):
 
     def _decide(
         self, encoded: tuple[Tensor, LegalActions, Mapping[str, Tensor]]
-    ) -> tuple[LegalCategorical, Tensor]:
+    ) -> tuple[TupleDistribution, Tensor]:
         hidden, legal, entities = encoded
-        distribution = LegalCategorical(legal, self.scorer(hidden, entities, legal))
+        distribution: TupleDistribution = self.head(hidden, entities, legal)
         temperature, epsilon = self._exploration
         if temperature != 1.0:
             distribution = distribution.tempered(temperature)
@@ -274,7 +279,10 @@ class FlatPolicy(nn.Module):
                 f"decode_actions got {len(hidden)} rows, but {len(legal)} observations were encoded"
             )
         distribution, value = self._decide((hidden, legal, entities))
-        return LegalNormal(distribution, self._action_dtype), value
+        entropy_of = None
+        if isinstance(distribution, LegalAutoregressive) and self.head.path_entropy:
+            entropy_of = distribution.path_entropy
+        return LegalNormal(distribution, self._action_dtype, entropy_of), value
 
     def _check_exploration(self) -> None:
         drawn = self._rollout_exploration
@@ -286,15 +294,22 @@ class FlatPolicy(nn.Module):
             )
 
 
-class RecurrentFlatPolicy(FlatPolicy):
-    """A FlatPolicy with an LSTM between encoder and decision, for PufferLib's ``use_rnn``.
+class FlatPolicy(Policy):
+    """The Policy with the flat head: one categorical over exactly the legal list."""
+
+    def __init__(self, env: Any = None, **arguments: Any) -> None:
+        super().__init__(env, **{"head": "flat", **arguments})
+
+
+class RecurrentPolicy(Policy):
+    """A Policy with an LSTM between encoder and decision, for PufferLib's ``use_rnn``.
 
     Rollout: one step at a time, carrying ``state["lstm_h"]`` and ``state["lstm_c"]`` (B, D).
     Update: whole segments (segments, horizon, columns), from a zero state. The trainer's importance
     ratio starts at 1 only if batch_size = agents * horizon; otherwise its rollout carries the state
     from one segment into the next, and the update does not.
 
-    The arguments are FlatPolicy's; the LSTM is as wide as the encoder.
+    The arguments are Policy's; the LSTM is as wide as the encoder.
     """
 
     def __init__(self, env: Any = None, **arguments: Any) -> None:
@@ -349,7 +364,7 @@ class Greedy(nn.Module):
     Its distribution has all mass on the mode, so log-probs are 0 for it and -inf otherwise.
     """
 
-    def __init__(self, policy: FlatPolicy) -> None:
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
         self.hidden_size = policy.hidden_size
@@ -364,18 +379,19 @@ class Greedy(nn.Module):
 
     def _sharpen(self, decided: tuple[LegalNormal, Tensor]) -> tuple[LegalNormal, Tensor]:
         face, value = decided
-        legal = face.categorical.legal.distinct()
-        scores = torch.full(legal.rows.shape, -torch.inf, device=legal.rows.device)
-        at = legal.find(face.categorical.mode)
-        scores[at[at >= 0]] = 0.0
-        return LegalNormal(LegalCategorical(legal, scores), face.action_dtype), value
+        mode = face.distribution.mode
+        alone = LegalActions.trusted(
+            mode, torch.ones_like(mode[:, 0]), mode.new_zeros(mode.shape[1])
+        )
+        certain = LegalCategorical(alone, torch.zeros(len(mode), device=mode.device))
+        return LegalNormal(certain, face.action_dtype), value
 
 
 def _from_env(env: Any, attribute: str, argument: str) -> Any:
     found = env_attribute(env, attribute)
     if found is None:
         raise ValueError(
-            f"FlatPolicy needs {argument}=...: {type(env).__name__} has no {attribute}, nor does "
+            f"a policy needs {argument}=...: {type(env).__name__} has no {attribute}, nor does "
             "what it wraps"
         )
     return found
@@ -398,5 +414,5 @@ def _action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
 
 
 def _restore_exploration(module: nn.Module, incompatible_keys: Any) -> None:
-    if isinstance(module, FlatPolicy):
+    if isinstance(module, Policy):
         module._exploration = (float(module.temperature), float(module.epsilon))

@@ -3,13 +3,14 @@
 ``pufferlib.pytorch.sample_logits`` has a branch for ``isinstance(logits, Normal)``. It reads
 ``logits.loc.shape[0]``, draws with ``logits.sample()``, and takes row sums of
 ``logits.log_prob(action)`` and ``logits.entropy()``. A LegalNormal answers those from a
-LegalCategorical, so the trainer runs as it is. After sampling, the trainer clips a Normal's actions
-to the bounds of the joint action space, which legal tuples are within.
+distribution over tuples, so the trainer runs as it is. After sampling, the trainer clips a Normal's
+actions to the bounds of the joint action space, which legal tuples are within.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -19,49 +20,91 @@ from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.legal import LegalActions
 
 
+class TupleDistribution(Protocol):
+    """What a head returns: a distribution over tuples, batch_shape (B,), event_shape (H,).
+
+    :class:`tcg_flatpolicy.LegalCategorical` says what each of these means.
+    """
+
+    @property
+    def batch_shape(self) -> torch.Size: ...  # noqa: D102
+
+    @property
+    def event_shape(self) -> torch.Size: ...  # noqa: D102
+
+    @property
+    def mode(self) -> Tensor: ...  # noqa: D102
+
+    def sample(self, sample_shape: Any = ...) -> Tensor: ...  # noqa: D102
+
+    def log_prob(self, value: Tensor) -> Tensor: ...  # noqa: D102
+
+    def entropy(self) -> Tensor: ...  # noqa: D102
+
+    def tempered(self, temperature: float) -> TupleDistribution: ...  # noqa: D102
+
+    def smoothed(self, epsilon: float) -> TupleDistribution: ...  # noqa: D102
+
+
 class LegalNormal(Normal):
-    """A LegalCategorical behind the face of a Normal, for PufferLib's trainer only.
+    """A distribution over tuples behind the face of a Normal, for PufferLib's trainer only.
 
     Args:
-        categorical: batch_shape (B,), event_shape (H,).
+        distribution: batch_shape (B,), event_shape (H,); a LegalCategorical, say.
         action_dtype: of the environment's action space; PufferLib refuses int64 for an int32 space.
+        entropy_of: what the trainer's entropy is (B,), given the tuples (B, H) last drawn or asked
+            about; the distribution's own if left out.
     """
 
     def __init__(
-        self, categorical: LegalCategorical, action_dtype: torch.dtype = torch.int64
+        self,
+        distribution: TupleDistribution,
+        action_dtype: torch.dtype = torch.int64,
+        entropy_of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         # Not Normal.__init__: there is no scale. loc is read for its first dimension alone.
-        self.categorical = categorical
+        self.distribution = distribution
         self.action_dtype = action_dtype
-        self.loc = categorical.logits.new_zeros(len(categorical.legal), 1)
-        Distribution.__init__(self, categorical.batch_shape, categorical.event_shape, False)
+        self.loc = torch.zeros(*distribution.batch_shape, 1)
+        self._entropy_of = entropy_of
+        self._actions: Tensor | None = None
+        Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """(*S, B, H) legal tuples in the action space's dtype."""
-        return self.categorical.sample(sample_shape).to(self.action_dtype)
+        self._actions = self.distribution.sample(sample_shape).to(self.action_dtype)
+        return self._actions
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(B, H) tuples -> (B, 1): the trainer sums over dimension 1."""
-        return self.categorical.log_prob(value).unsqueeze(-1)
+        self._actions = value
+        return self.distribution.log_prob(value).unsqueeze(-1)
 
     def entropy(self) -> Tensor:
         """(B, 1): the trainer sums over dimension 1."""
-        return self.categorical.entropy().unsqueeze(-1)
+        if self._entropy_of is None:
+            return self.distribution.entropy().unsqueeze(-1)
+        if self._actions is None:
+            raise RuntimeError(
+                "this head's entropy is an estimate from a tuple: draw one, or ask for a log_prob, "
+                "before entropy(); .distribution.entropy() is exact"
+            )
+        return self._entropy_of(self._actions).unsqueeze(-1)
 
     @property
     def mode(self) -> Tensor:
         """(B, H) the most probable tuple of each row."""
-        return self.categorical.mode.to(self.action_dtype)
+        return self.distribution.mode.to(self.action_dtype)
 
     @property
     def mean(self) -> Tensor:
-        """NaN: tuples are labels."""
-        return self.categorical.mean
+        """(B, H) NaN: tuples are labels."""
+        return torch.full(self._extended_shape(), torch.nan)
 
     @property
     def variance(self) -> Tensor:
-        """NaN: tuples are labels."""
-        return self.categorical.variance
+        """(B, H) NaN: tuples are labels."""
+        return self.mean
 
     def rsample(self, sample_shape: Any = torch.Size()) -> NoReturn:  # noqa: B008
         """Not offered: a drawn tuple has no gradient."""
@@ -71,7 +114,7 @@ class LegalNormal(Normal):
         # Only reached for what is not there, such as scale.
         raise AttributeError(
             f"LegalNormal has no {name!r}: it wears the face of a Normal only for PufferLib's "
-            "sample_logits, and this caller wants a real Gaussian. Use .categorical, or see "
+            "sample_logits, and this caller wants a real Gaussian. Use .distribution, or see "
             "tcg_flatpolicy.puffer.check_contract() for whether this PufferLib can be relied on"
         )
 

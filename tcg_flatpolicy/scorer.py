@@ -59,10 +59,8 @@ class TupleScorer(nn.Module):
         self.spec = spec
         self.hidden_size = hidden_size
         self.entity_sizes = dict(entity_sizes or {})
+        check_entities(spec, self.entity_sizes)
         parts = spec.parts
-        for part in parts:
-            if isinstance(part.role, Entity):
-                self._check_entity(spec.primaries[part.primary].name, part.role)
 
         self.state = nn.Linear(hidden_size, width)
         ids, slots = spec.limits.shape[0], spec.slots
@@ -88,7 +86,7 @@ class TupleScorer(nn.Module):
         self.embeddings = self.index_projections = None
         if indices:
             self.embeddings = nn.Parameter(torch.randn(sum(self._tables), embedding_size))
-            self.index_projections = nn.Parameter(_fan_in(embedding_size, sum(self._index_columns)))
+            self.index_projections = nn.Parameter(fan_in(embedding_size, sum(self._index_columns)))
 
         # Behind the static rows and those of the states lie, part by part, the rows of everything
         # that a part could point at: state after state, the n things of each. A row's number there
@@ -106,7 +104,7 @@ class TupleScorer(nn.Module):
                 a_row[at] = things
                 self._part_bases.append(self._part_bases[-1] + things)
         self.entity_projections = nn.ParameterList(
-            nn.Parameter(_fan_in(self.entity_sizes[name][1], len(sharing) * width))
+            nn.Parameter(fan_in(self.entity_sizes[name][1], len(sharing) * width))
             for name, sharing in entities.items()
         )
         self._buffer("_key", row.ravel())
@@ -136,10 +134,7 @@ class TupleScorer(nn.Module):
             ValueError: hidden or an entity of another shape than declared.
         """
         batch = len(legal)
-        if hidden.shape != (batch, self.hidden_size):
-            raise ValueError(
-                f"hidden must be ({batch}, {self.hidden_size}), got {tuple(hidden.shape)}"
-            )
+        check_encoding(self.spec, hidden, self.hidden_size, entities, self.entity_sizes, legal)
         _, slots, values = self._lookup_shape
         primaries, values_of_slots = legal.actions[:, :1], legal.actions[:, 1:]
         at = (primaries * (slots * values) + (values_of_slots + self._slot_steps)).flatten()
@@ -174,14 +169,6 @@ class TupleScorer(nn.Module):
         self, entities: Mapping[str, Tensor], batch: int, keys: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """The rows (M, W) of the things pointed at, part by part; keys now count only those."""
-        for name in self._names:
-            if name not in entities:
-                raise ValueError(f"the encoder gave no entities {name!r}, only {list(entities)}")
-            if entities[name].shape != (batch, *self.entity_sizes[name]):
-                raise ValueError(
-                    f"entities[{name!r}] must be ({batch}, {self.entity_sizes[name][0]}, "
-                    f"{self.entity_sizes[name][1]}), got {tuple(entities[name].shape)}"
-                )
         # Each thing pointed at is projected once for a part, however many tuples point at it.
         first = self._static_rows + batch
         edges = torch.tensor([base * batch for base in self._part_bases], device=keys.device)
@@ -208,22 +195,65 @@ class TupleScorer(nn.Module):
                 projected.append(torch.mm(chunk, projection).float())
         return place.index_select(0, keys.flatten()).view_as(keys), projected
 
-    def _check_entity(self, primary: str, role: Entity) -> None:
-        if role.name not in self.entity_sizes:
-            raise ValueError(
-                f"{primary!r} points at Entity({role.name!r}), but the encoder embeds "
-                f"{sorted(self.entity_sizes) or 'no entities'}; add it to entity_sizes, or declare "
-                f"the slot as Index({role.name!r}, {role.size})"
-            )
-        if self.entity_sizes[role.name][0] < role.size:
-            raise ValueError(
-                f"{primary!r} points at {role.size} of Entity({role.name!r}), but the encoder "
-                f"embeds only {self.entity_sizes[role.name][0]}"
-            )
-
     def _buffer(self, name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
         """Derived from the spec, so not part of a checkpoint."""
         self.register_buffer(name, torch.as_tensor(values), persistent=False)
+
+
+def check_entities(spec: ActionSpec, entity_sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Whether an encoder embeds what a spec points at.
+
+    Raises:
+        ValueError: an Entity that is not in ``entity_sizes`` {name: (n, E)}, or too few rows of it.
+    """
+    for part in spec.parts:
+        role = part.role
+        if not isinstance(role, Entity):
+            continue
+        primary = spec.primaries[part.primary].name
+        if role.name not in entity_sizes:
+            raise ValueError(
+                f"{primary!r} points at Entity({role.name!r}), but the encoder embeds "
+                f"{sorted(entity_sizes) or 'no entities'}; add it to entity_sizes, or declare "
+                f"the slot as Index({role.name!r}, {role.size})"
+            )
+        if entity_sizes[role.name][0] < role.size:
+            raise ValueError(
+                f"{primary!r} points at {role.size} of Entity({role.name!r}), but the encoder "
+                f"embeds only {entity_sizes[role.name][0]}"
+            )
+
+
+def check_encoding(
+    spec: ActionSpec,
+    hidden: Tensor,
+    hidden_size: int,
+    entities: Mapping[str, Tensor],
+    entity_sizes: Mapping[str, tuple[int, int]],
+    legal: LegalActions,
+) -> None:
+    """Whether what an encoder gave for a batch, and the legal lists, have the declared shapes.
+
+    Raises:
+        ValueError: hidden is not (B, hidden_size), an entity of the spec is missing or not
+            (B, n, E), or the legal tuples have another number of slots than the spec.
+    """
+    batch = len(legal)
+    if legal.slots != spec.slots:
+        raise ValueError(
+            f"legal tuples have {legal.slots} slots, but the spec has {spec.slots}: it is that of "
+            "other lists"
+        )
+    if hidden.shape != (batch, hidden_size):
+        raise ValueError(f"hidden must be ({batch}, {hidden_size}), got {tuple(hidden.shape)}")
+    for name in spec.entity_names:
+        if name not in entities:
+            raise ValueError(f"the encoder gave no entities {name!r}, only {list(entities)}")
+        if entities[name].shape != (batch, *entity_sizes[name]):
+            raise ValueError(
+                f"entities[{name!r}] must be ({batch}, {entity_sizes[name][0]}, "
+                f"{entity_sizes[name][1]}), got {tuple(entities[name].shape)}"
+            )
 
 
 def _by_name(parts: Iterable[Part]) -> dict[str, list[Part]]:
@@ -234,7 +264,8 @@ def _by_name(parts: Iterable[Part]) -> dict[str, list[Part]]:
     return found
 
 
-def _fan_in(inputs: int, outputs: int) -> Tensor:
+def fan_in(inputs: int, outputs: int) -> Tensor:
+    """(inputs, outputs) normal numbers that keep the variance of what they multiply."""
     return torch.randn(inputs, outputs) / math.sqrt(inputs)
 
 

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, overload
 
 import gymnasium
@@ -280,6 +281,12 @@ class ActionSpec:
             ids = torch.div(ids, size, rounding_mode="floor")
         columns.append(ids)
         return torch.stack(columns[::-1], dim=-1)
+
+    @cached_property
+    def entity_names(self) -> tuple[str, ...]:
+        """The names of the Entity roles, each once, in order of first use."""
+        names = (part.role.name for part in self.parts if isinstance(part.role, Entity))
+        return tuple(dict.fromkeys(names))
 
     def _check_id_count(self) -> int:
         count: int = math.prod(self.nvec.tolist())

@@ -18,7 +18,8 @@ import torch
 
 from tcg_flatpolicy import puffer
 from tcg_flatpolicy.evaluate import WinRate, play
-from tcg_flatpolicy.policy import FlatPolicy, Greedy, RecurrentFlatPolicy
+from tcg_flatpolicy.heads import HEADS
+from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy
 from tcg_flatpolicy.run_folder import (
     CHECKPOINT,
     draw_curves,
@@ -47,7 +48,8 @@ class Settings:
     # the network
     hidden_size: int = _setting(256, "width of the encoder")
     entity_size: int = _setting(32, "width of a card's or creature's embedding")
-    scorer_width: int = _setting(64, "width of the hidden layer that scores a tuple")
+    head: str = _setting("flat", "how a tuple is chosen: flat or autoregressive")
+    head_width: int = _setting(64, "width of the head's hidden layer")
     recurrent: bool = _setting(False, "put an LSTM between encoder and decision")
     # the trainer: PufferLib's names
     bptt_horizon: int = _setting(32, "steps of each game in a rollout")
@@ -84,7 +86,7 @@ class Settings:
             "total_steps",
             "hidden_size",
             "entity_size",
-            "scorer_width",
+            "head_width",
             "num_games",
             "bptt_horizon",
             "minibatch_size",
@@ -93,6 +95,8 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.head not in HEADS:
+            raise ValueError(f"no head is named {self.head!r}; take one of {sorted(HEADS)}")
         if self.eval_games < 0:
             raise ValueError(f"eval_games must not be negative, got {self.eval_games}")
         if self.opponent == "self":
@@ -152,18 +156,18 @@ class Report:
     after: dict[str, WinRate]
 
 
-def make_policy(settings: Settings, env: Any) -> FlatPolicy:
+def make_policy(settings: Settings, env: Any) -> Policy:
     """The policy of these settings, on the CPU."""
     from tcg_flatpolicy.envs.essence_wars import EssenceWarsEncoder
 
     encoder = EssenceWarsEncoder(env.legal_layout, settings.hidden_size, settings.entity_size)
-    kind = RecurrentFlatPolicy if settings.recurrent else FlatPolicy
-    return kind(env, encoder=encoder, width=settings.scorer_width)
+    kind = RecurrentPolicy if settings.recurrent else Policy
+    return kind(env, encoder=encoder, head=settings.head, width=settings.head_width)
 
 
 def evaluate(
     settings: Settings,
-    policy: FlatPolicy,
+    policy: Policy,
     games: int,
     opponent: str,
     seed: int,
@@ -296,7 +300,7 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
 
 
 def _evaluate_own(
-    settings: Settings, policy: FlatPolicy, stopped: Callable[[], bool]
+    settings: Settings, policy: Policy, stopped: Callable[[], bool]
 ) -> dict[str, WinRate]:
     seed = settings.seed + 1_000_000  # other games than those trained on
     return evaluate(settings, policy, settings.eval_games, "greedy", seed, stopped)

@@ -172,9 +172,9 @@ def test_a_list_outside_the_spec_is_refused_naming_the_row(env: Bandit) -> None:
 def test_nan_observations_are_an_error_and_no_action(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     with torch.no_grad():
-        policy.scorer.state.bias.fill_(float("nan"))
+        policy.head.scorer.state.bias.fill_(float("nan"))
     face, _ = policy.forward_eval(observe(env))
-    with pytest.raises(ValueError, match="is nan; scores must be finite"):
+    with pytest.raises(ValueError, match="is nan; it must be finite"):
         face.sample()
 
 
@@ -189,7 +189,7 @@ def test_encode_and_decode_belong_together(env: Bandit) -> None:
         policy.decode_actions(hidden)  # what waited is gone with the failure
     face, value = policy.decode_actions(policy.encode_observations(observe(env)))
     again, value_again = policy.forward_eval(observe(env))
-    assert torch.equal(face.categorical.logits, again.categorical.logits)
+    assert torch.equal(face.distribution.logits, again.distribution.logits)
     assert torch.equal(value, value_again)
 
 
@@ -222,7 +222,7 @@ def test_greedy_plays_the_mode_with_certainty(env: Bandit) -> None:
 
 
 def test_recurrent_rollout_and_update_give_the_same_numbers(env: Bandit) -> None:
-    policy = fp.RecurrentFlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    policy = fp.RecurrentPolicy(env, encoder=BanditEncoder(env.legal_layout))
     steps = []
     for _ in range(5):
         env.deal()
@@ -257,9 +257,9 @@ def test_autocast_leaves_probabilities_in_float32(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     with torch.autocast("cpu", torch.bfloat16):
         face, value = policy(observe(env))
-    assert face.categorical.logits.dtype == value.dtype == torch.float32
-    legal = face.categorical.legal
-    sums = torch.zeros(16).index_add(0, legal.rows, face.categorical.probs.detach())
+    assert face.distribution.logits.dtype == value.dtype == torch.float32
+    legal = face.distribution.legal
+    sums = torch.zeros(16).index_add(0, legal.rows, face.distribution.probs.detach())
     assert (sums[legal.counts > 0] - 1).abs().max() < 1e-6
 
 

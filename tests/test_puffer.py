@@ -69,9 +69,9 @@ def test_sample_logits_draws_from_the_face_of_a_normal() -> None:
     torch.manual_seed(3)
     actions, log_probs, entropy = sample_logits(face)
     assert actions.dtype == torch.int32
-    assert face.categorical.legal.contains(actions).all()
-    assert torch.equal(log_probs, face.categorical.log_prob(actions))
-    assert torch.equal(entropy, face.categorical.entropy())
+    assert face.distribution.legal.contains(actions).all()
+    assert torch.equal(log_probs, face.distribution.log_prob(actions))
+    assert torch.equal(entropy, face.distribution.entropy())
 
 
 def test_sample_logits_replays_stored_actions_of_segments() -> None:
@@ -79,7 +79,7 @@ def test_sample_logits_replays_stored_actions_of_segments() -> None:
     stored = torch.tensor([[[1, 0, 3]], [[0, 0, 0]], [[0, 0, 0]]])  # (segments, horizon, slots)
     actions, log_probs, entropy = sample_logits(face, action=stored)
     assert torch.equal(actions, stored)
-    assert torch.equal(log_probs, face.categorical.log_prob(stored.view(3, 3)))
+    assert torch.equal(log_probs, face.distribution.log_prob(stored.view(3, 3)))
     assert entropy.shape == (3,)
 
 
@@ -168,7 +168,7 @@ class Recorder(fp.FlatPolicy):
         return super().forward(observations, state)
 
 
-class RecurrentRecorder(Recorder, fp.RecurrentFlatPolicy):
+class RecurrentRecorder(Recorder, fp.RecurrentPolicy):
     """Notes how the trainer calls a recurrent policy."""
 
 
@@ -234,7 +234,7 @@ def test_the_installed_files_match_their_recorded_hashes() -> None:
 def test_the_ratio_is_one_in_the_first_minibatch(
     trainers: Any, recurrent: bool, empty: float
 ) -> None:
-    vecenv, policy = make(empty, policy=fp.RecurrentFlatPolicy if recurrent else fp.FlatPolicy)
+    vecenv, policy = make(empty, policy=fp.RecurrentPolicy if recurrent else fp.FlatPolicy)
     trainer = trainers(vecenv, policy, use_rnn=recurrent)
     for _ in range(4):  # the later ones with weights that have moved
         trainer.evaluate()
@@ -281,9 +281,9 @@ def test_the_stock_lstm_wrapper_around_a_flat_policy(trainers: Any) -> None:
     with torch.no_grad():
         observations = torch.as_tensor(vecenv.driver_env.reset(0)[0])
         face, _ = wrapped.forward_eval(observations, {"lstm_h": None, "lstm_c": None})
-    legal = face.categorical.legal
+    legal = face.distribution.legal
     uniform = legal.counts.double().log()
-    assert (face.categorical.entropy() - uniform).abs().max() < 0.15  # near uniform at first
+    assert (face.distribution.entropy() - uniform).abs().max() < 0.15  # near uniform at first
     trainer = trainers(vecenv, wrapped, use_rnn=True)
     for _ in range(2):
         trainer.evaluate()
@@ -301,12 +301,12 @@ def test_bfloat16_update_uses_the_weights_of_now(trainers: Any) -> None:
         trainer.train()
     observations = torch.as_tensor(vecenv.driver_env.observations)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        first = policy(observations, {})[0].categorical.logits
+        first = policy(observations, {})[0].distribution.logits
         for parameter in policy.parameters():
             parameter.mul_(1.3)
-        inside = policy(observations, {})[0].categorical.logits
+        inside = policy(observations, {})[0].distribution.logits
         torch.clear_autocast_cache()
-        cleared = policy(observations, {})[0].categorical.logits
+        cleared = policy(observations, {})[0].distribution.logits
     assert inside.dtype == torch.float32
     assert torch.equal(inside, cleared)
     assert not torch.equal(inside, first)

@@ -72,7 +72,7 @@ def test_the_encoder(execute: Callable[..., Any]) -> None:
     policy = fp.FlatPolicy(spec=spec, layout=native["LAYOUT"], encoder=encoder(native["LAYOUT"]))
     observations = torch.as_tensor(native["vecenv"].driver_env.observations)
     face, value = policy.forward_eval(observations)
-    assert face.categorical.legal.contains(face.sample()).all()
+    assert face.distribution.legal.contains(face.sample()).all()
     assert value.shape == (64, 1)
 
 

@@ -86,7 +86,7 @@ def test_the_bandit_is_solved(run: Any, recurrent: bool) -> None:
     """At least 95% of what the best legal actions would have paid, while sampling."""
     vecenv = make(Bandit, num_agents=64, empty=0.2)
     env = vecenv.driver_env
-    kind = fp.RecurrentFlatPolicy if recurrent else fp.FlatPolicy
+    kind = fp.RecurrentPolicy if recurrent else fp.FlatPolicy
     policy = kind(env, encoder=BanditEncoder(env.legal_layout))
     run(
         vecenv,
@@ -112,7 +112,7 @@ def test_the_bandit_is_solved(run: Any, recurrent: bool) -> None:
 def test_essence_wars_some_thousand_steps(run: Any, recurrent: bool) -> None:
     vecenv = make(EssenceWars, num_games=64)
     env = vecenv.driver_env
-    kind = fp.RecurrentFlatPolicy if recurrent else fp.FlatPolicy
+    kind = fp.RecurrentPolicy if recurrent else fp.FlatPolicy
     policy = kind(env, encoder=EssenceWarsEncoder(env.legal_layout, 64, 16))
     trainer = run(vecenv, policy, 4, use_rnn=recurrent, bptt_horizon=16)
     assert trainer.global_step == 4 * 64 * 16
@@ -240,7 +240,7 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
         (["train", "--opponent", "self"], "alternates between two players"),
         (["train", "--deck1", "no_such_deck"], "no_such_deck"),
         (["train", "--epsilon", "2"], "epsilon must lie in 0..1"),
-        (["train", "--scorer-width", "0"], "scorer_width must be at least 1"),
+        (["train", "--head-width", "0"], "head_width must be at least 1"),
         (["train", "--eval-games", "1009"], "cannot be shared equally"),
         (["eval", "nowhere"], "no checkpoint at nowhere"),
         (["eval", "{older}"], "was written by another version"),

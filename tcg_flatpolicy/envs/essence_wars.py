@@ -168,8 +168,9 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         opponent: "greedy", "random" or "self"; or "mcts<N>" or "alphabeta<N>", which are slow.
         game_mode: "attrition" or "essence_duel".
         illegal: what an action that is not legal does. "raise" is right for anything that samples
-            from the legal list. "random" plays a uniformly drawn legal action in its place and
-            counts it, for measuring policies that do not know the list. A tuple is legal only if it
+            from the legal list. "random" plays a uniformly drawn legal action in its place, "noop"
+            ends the turn, and both count it, as engines do for policies that do not know the list.
+            A tuple is legal only if it
             is listed, with 0 in unused slots. (PufferLib's Multiprocessing prints what a worker
             raises and then waits for it for ever; look for such an error under Serial.)
         seed: of everything random here; `reset(seed)` sets it anew.
@@ -192,7 +193,7 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         deck2: str = "broodmother_pack",
         opponent: str = "greedy",
         game_mode: str = "attrition",
-        illegal: Literal["raise", "random"] = "raise",
+        illegal: Literal["raise", "random", "noop"] = "raise",
         seed: int = 0,
         buf: dict[str, Any] | None = None,
     ) -> None:
@@ -203,8 +204,10 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
                 raise ValueError(f"{name}={deck!r} is not a deck; take 'random' or one of {DECKS}")
         if game_mode not in GAME_MODES:
             raise ValueError(f"game_mode={game_mode!r} does not exist; take one of {GAME_MODES}")
-        if illegal not in ("raise", "random"):
-            raise ValueError(f"illegal={illegal!r} does not exist; take 'raise' or 'random'")
+        if illegal not in ("raise", "random", "noop"):
+            raise ValueError(
+                f"illegal={illegal!r} does not exist; take 'raise', 'random' or 'noop'"
+            )
         self.action_spec = SPEC
         self.observation_dtype = OBSERVATION_DTYPE
         self.legal_layout = LegalLayout.from_dtype(
@@ -371,6 +374,9 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         self._illegal_seen[illegal] += 1
         if self._illegal == "raise":
             raise ValueError(self._refusal(int(illegal[0]), actions[illegal[0]].tolist()))
+        if self._illegal == "noop":  # always legal
+            index[illegal] = TUPLE_TO_INDEX[SPEC.ravel(SPEC.noop)]
+            return index
         instead = np.flatnonzero(self._mask[illegal]) % ACTION_SPACE_SIZE
         counts = self._n_legal[illegal]
         drawn = (self._rng.random(len(illegal)) * counts).astype(np.int64)

@@ -1,0 +1,75 @@
+"""Ways to choose a legal tuple, behind one interface.
+
+A head is an nn.Module, ``head(hidden, entities, legal)``, that returns a distribution over the
+tuples of each row. :class:`tcg_flatpolicy.Policy` takes any: one of these by its name, or a class
+or function of your own with the signature of :data:`HeadFactory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+from tcg_flatpolicy.heads.autoregressive import AutoregressiveHead
+from tcg_flatpolicy.heads.flat import FlatHead
+from tcg_flatpolicy.heads.sequential import Conditionals, LegalAutoregressive
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.puffer import TupleDistribution
+from tcg_flatpolicy.spec import ActionSpec
+
+__all__ = [
+    "HEADS",
+    "AutoregressiveHead",
+    "Conditionals",
+    "FlatHead",
+    "Head",
+    "HeadFactory",
+    "LegalAutoregressive",
+    "make_head",
+]
+
+
+class Head(Protocol):
+    """What a policy asks of a head."""
+
+    def __call__(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
+    ) -> TupleDistribution:
+        """Hidden (B, D), {name: (B, n, E)}, B legal lists -> a distribution, batch_shape (B,)."""
+
+
+HeadFactory: TypeAlias = Callable[[ActionSpec, int, Mapping[str, tuple[int, int]], int], nn.Module]
+"""(spec, hidden_size D, entity_sizes {name: (n, E)}, width) -> a Head."""
+
+HEADS: dict[str, HeadFactory] = {"flat": FlatHead, "autoregressive": AutoregressiveHead}
+"""The heads of this library, by name."""
+
+
+def make_head(
+    head: str | HeadFactory,
+    spec: ActionSpec,
+    hidden_size: int,
+    entity_sizes: Mapping[str, tuple[int, int]],
+    width: int,
+) -> nn.Module:
+    """A head by its name in :data:`HEADS`, or by a factory.
+
+    Raises:
+        ValueError: an unknown name, or an Entity of the spec that is not among the entities.
+        TypeError: neither a name nor a factory, or a factory that makes no module.
+    """
+    if isinstance(head, str):
+        if head not in HEADS:
+            raise ValueError(f"no head is named {head!r}; take one of {sorted(HEADS)}")
+        head = HEADS[head]
+    if isinstance(head, nn.Module) or not callable(head):
+        raise TypeError(
+            f"head must be a name or a factory (spec, hidden_size, entity_sizes, width) -> module, "
+            f"such as the class itself, got {head!r}"
+        )
+    made: Any = head(spec, hidden_size, entity_sizes, width)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{head!r} made {type(made).__name__}, a head is an nn.Module")
+    return made

@@ -1,0 +1,49 @@
+"""The flat head: one score a legal tuple, one categorical over exactly the list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.scorer import TupleScorer
+from tcg_flatpolicy.spec import ActionSpec
+
+
+class FlatHead(nn.Module):
+    """Scores each listed tuple as a whole, and draws one of them.
+
+    Log-prob and entropy are exact, and any dependence between slots can be learned. The cost grows
+    with the number of legal tuples.
+
+    Args:
+        spec: what tuples mean.
+        hidden_size: D, of the state.
+        entity_sizes: {name: (n, E)}, what the encoder embeds.
+        width: of the scorer's hidden layer.
+
+    Raises:
+        ValueError: an Entity of the spec that the encoder does not embed, or too few rows of it.
+    """
+
+    def __init__(
+        self,
+        spec: ActionSpec,
+        hidden_size: int,
+        entity_sizes: Mapping[str, tuple[int, int]] | None = None,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.scorer = TupleScorer(spec, hidden_size, entity_sizes, width)
+
+    def forward(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
+    ) -> LegalCategorical:
+        """Hidden (B, D), {name: (B, n, E)}, B legal lists -> the categorical over each list.
+
+        Raises:
+            ValueError: hidden, an entity or the tuples have another shape than declared.
+        """
+        return LegalCategorical(legal, self.scorer(hidden, entities, legal))

@@ -1,0 +1,344 @@
+"""A tuple drawn value by value: each from those that continue a legal tuple.
+
+The maths alone, for any conditionals. Shapes: B rows, N legal tuples in the whole batch, H values
+in a tuple; at each slot G prefixes (of the slots before) and n choices (values that continue one).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, register_kl
+from torch.distributions.constraints import Constraint
+
+from tcg_flatpolicy.distribution import LegalCategorical, WholeTuples
+from tcg_flatpolicy.legal import LegalActions
+
+
+class Conditionals(Protocol):
+    """Logits of each slot's values given the values before, for G prefixes at once.
+
+    What was chosen so far reaches the next slot as a context, (G, W) floats of any meaning.
+    """
+
+    def start(self) -> Tensor:
+        """(B, W): the context of each row, before its primary is drawn."""
+
+    def logits(
+        self, slot: int, context: Tensor, rows: Tensor, primaries: Tensor, choices: LegalActions
+    ) -> Tensor:
+        """Logits of the values that continue each prefix.
+
+        Args:
+            slot: 0 for the primary, then 1 .. H-1.
+            context: (G, W), of each prefix.
+            rows: (G,) int64, the row of each prefix.
+            primaries: (G,) int64, the first value of each prefix; zeros for slot 0.
+            choices: of G rows, n tuples of one value each.
+
+        Returns:
+            (n,) floats.
+        """
+
+    def extend(
+        self, slot: int, context: Tensor, rows: Tensor, primaries: Tensor, values: Tensor
+    ) -> Tensor:
+        """The contexts (G, W) once ``values`` (G,) int64 are chosen in ``slot``."""
+
+
+class _Path(NamedTuple):
+    """One tuple a row, with what its conditionals say of it."""
+
+    actions: Tensor  # (B, H)
+    log_prob: Tensor  # (B,)
+    entropy: Tensor  # (B,) summed over the conditionals
+    learning: bool  # with a graph for gradients
+
+
+class LegalAutoregressive(Distribution):
+    """Draws the primary, then each slot given what was drawn; batch_shape (B,), event_shape (H,).
+
+    Each slot is a categorical over exactly the values with which some legal tuple goes on, so what
+    is drawn is legal, and p(tuple) is the product of its conditionals, exactly: exp(log_prob) over
+    a row's list sums to 1. A row without a legal tuple plays the no-op with probability 1. A tuple
+    that is listed more than once counts once.
+
+    Only the values next to the drawn path are scored, so drawing and log_prob cost little for long
+    lists. Whatever speaks of the whole distribution (entropy, mode, tempered, smoothed) scores all
+    prefixes of all listed tuples, by :meth:`enumerated`.
+
+    Args:
+        legal: the legal tuples of B rows, N in all.
+        conditionals: the logits, as asked for.
+        sizes: (H,) how many values each slot can have.
+        validate_args: as in torch.distributions.
+
+    Raises:
+        ValueError: tuples of another length than sizes. NaN and +inf logits raise in sample,
+            log_prob, entropy and what builds on them.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+    has_rsample = False
+    has_enumerate_support = False
+
+    def __init__(
+        self,
+        legal: LegalActions,
+        conditionals: Conditionals,
+        sizes: list[int],
+        validate_args: bool | None = None,
+    ) -> None:
+        if len(sizes) != legal.actions.shape[1]:
+            raise ValueError(
+                f"legal tuples have {legal.actions.shape[1]} values, but there are "
+                f"{len(sizes)} sizes: the spec is that of other lists"
+            )
+        self.legal = legal
+        self._conditionals = conditionals
+        self._sizes = sizes
+        self._path: _Path | None = None
+        self._enumerated: tuple[LegalCategorical, bool] | None = None  # and whether it has a graph
+        super().__init__(
+            torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
+        )
+
+    @property
+    def support(self) -> Constraint:
+        """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
+        return WholeTuples()
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
+        return torch.full(self._extended_shape(), torch.nan, device=self.legal.rows.device)
+
+    @property
+    def variance(self) -> Tensor:
+        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
+        return self.mean
+
+    @property
+    def mode(self) -> Tensor:
+        """(B, H) int64: the most probable tuple of each row, not the most probable path."""
+        with torch.no_grad():
+            return self.enumerated().mode
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """Not offered.
+
+        Raises:
+            NotImplementedError: always; each row has its own legal list.
+        """
+        raise NotImplementedError(
+            "LegalAutoregressive cannot be expanded: each row has its own legal list; build it "
+            "from LegalActions with the rows repeated"
+        )
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws tuples: sample_shape S -> (*S, B, H) int64, value by value for S = ().
+
+        Raises:
+            ValueError: a NaN or +inf logit.
+        """
+        if torch.Size(sample_shape):
+            return self.enumerated().sample(sample_shape)
+        return self._along(None).actions.clone()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of tuples by the same conditionals; -inf for one that is not listed.
+
+        Args:
+            value: (*S, B, H), any integer or whole-float dtype.
+
+        Returns:
+            (*S, B) float32 or better.
+
+        Raises:
+            ValueError: a wrong shape, a NaN or +inf logit, or (under validate_args) a value that is
+                no whole number.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        value = self.legal.whole(value)
+        if value.ndim != 2:
+            return self.enumerated().log_prob(value)
+        return self._along(value).log_prob
+
+    def entropy(self) -> Tensor:
+        """(B,) entropy in nats, exact, by enumeration of the legal lists.
+
+        Raises:
+            ValueError: a NaN or +inf logit.
+        """
+        return self.enumerated().entropy()
+
+    def path_entropy(self, value: Tensor) -> Tensor:
+        """(B,) sum of the entropies of the conditionals along the path of ``value`` (B, H).
+
+        This is the entropy that sequential heads are commonly trained with. If the tuple was drawn
+        from this distribution, it is a one-sample estimate of :meth:`entropy`: right on average
+        (the chain rule of entropy), with a variance. Its gradient is not that of the entropy even
+        on average, since it leaves out how the path itself depends on the parameters.
+
+        Raises:
+            ValueError: a wrong shape, or a NaN or +inf logit.
+        """
+        value = self.legal.whole(value)
+        if value.ndim != 2:
+            raise ValueError(f"actions must be (B, H), got {tuple(value.shape)}")
+        return self._along(value).entropy
+
+    def tempered(self, temperature: float | Tensor) -> LegalCategorical:
+        """p(a)^(1/t) of whole tuples, as LegalCategorical.tempered, by enumeration."""
+        return self.enumerated().tempered(temperature)
+
+    def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
+        """(1 - eps) p(a) + eps / D of whole tuples, as LegalCategorical.smoothed."""
+        return self.enumerated().smoothed(epsilon)
+
+    def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
+        """k distinct tuples a row, as LegalCategorical.sample_without_replacement."""
+        return self.enumerated().sample_without_replacement(k)
+
+    def enumerated(self) -> LegalCategorical:
+        """The same distribution as one categorical over the distinct legal tuples.
+
+        Each prefix of a legal tuple is scored once, however many tuples share it.
+
+        Raises:
+            ValueError: a NaN or +inf logit.
+        """
+        learning = torch.is_grad_enabled()
+        if self._enumerated is None or self._enumerated[1] < learning:
+            with self._full_precision():
+                self._enumerated = self._enumerate(), learning
+        return self._enumerated[0]
+
+    def _enumerate(self) -> LegalCategorical:
+        legal = self.legal.distinct()
+        groups = legal.rows  # (N,) the prefix of each tuple
+        rows = torch.arange(len(legal), device=groups.device)  # (G,)
+        primaries = torch.zeros_like(rows)
+        context = self._conditionals.start()
+        total = torch.zeros_like(groups, dtype=torch.float32)
+        last = len(self._sizes) - 1
+        for slot in range(last + 1):
+            choice, nodes = self._choice(slot, context, rows, primaries, groups, legal.actions)
+            # Of each tuple: which choice its value is. Both are in order of prefix, then value.
+            size = self._sizes[slot]
+            groups = torch.searchsorted(nodes, groups * size + legal.actions[:, slot])
+            total = total + choice.logits.index_select(0, groups)
+            choice._check_scores()
+            if slot < last:
+                parents, values = choice.legal.rows, choice.legal.actions[:, 0]
+                rows = rows.index_select(0, parents)
+                primaries = primaries.index_select(0, parents) if slot else values
+                context = context.index_select(0, parents)
+                context = self._conditionals.extend(slot, context, rows, primaries, values)
+        return LegalCategorical(legal, total, self._validate_args)
+
+    def _full_precision(self) -> torch.autocast:
+        # The conditionals are asked wherever the trainer asks for a log-prob, also inside autocast.
+        return torch.autocast(self.legal.rows.device.type, enabled=False)
+
+    def _along(self, given: Tensor | None) -> _Path:
+        """The path of given tuples (B, H), or of drawn ones; the last one is remembered."""
+        learning = torch.is_grad_enabled()
+        path = self._path
+        if given is None or path is None or path.learning < learning:
+            known = False
+        else:
+            known = torch.equal(path.actions, given)
+        if not known:
+            with self._full_precision():
+                path = self._path = self._walk(given, learning)
+        assert path is not None
+        return path
+
+    def _walk(self, given: Tensor | None, learning: bool) -> _Path:
+        groups, actions = self.legal.rows, self.legal.actions  # of the tuples that go on
+        rows = torch.arange(len(self.legal), device=groups.device)
+        primaries = torch.zeros_like(rows)
+        context = self._conditionals.start()
+        values, log_probs, entropies = [], [], []
+        last = len(self._sizes) - 1
+        for slot in range(last + 1):
+            choice, _ = self._choice(slot, context, rows, primaries, groups, actions)
+            value = choice.sample() if given is None else given[:, slot : slot + 1]
+            log_prob = choice.log_prob(value)
+            values.append(value)
+            log_probs.append(log_prob)
+            entropies.append(choice.entropy())
+            if slot < last:
+                follow = value[:, 0].index_select(0, groups) == actions[:, slot]
+                groups, actions = groups[follow], actions[follow]
+                # A value off the list leads nowhere, and may be no value of the spec at all.
+                known = value[:, 0].masked_fill(log_prob == -torch.inf, 0)
+                primaries = primaries if slot else known
+                context = self._conditionals.extend(slot, context, rows, primaries, known)
+        return _Path(
+            torch.cat(values, dim=1),
+            torch.stack(log_probs).sum(0),
+            torch.stack(entropies).sum(0),
+            learning,
+        )
+
+    def _choice(
+        self,
+        slot: int,
+        context: Tensor,
+        rows: Tensor,
+        primaries: Tensor,
+        groups: Tensor,
+        actions: Tensor,
+    ) -> tuple[LegalCategorical, Tensor]:
+        """The categorical over the values with which tuples go on, for each of G prefixes.
+
+        Args:
+            slot: the next one to choose in.
+            context, rows, primaries: (G, W), (G,) and (G,), of the prefixes.
+            groups: (n,) the prefix of each tuple that has one.
+            actions: (n, H) these tuples.
+
+        Returns:
+            The categorical, event_shape (1,), and its choices as prefix * size + value, ascending.
+        """
+        size = self._sizes[slot]
+        listed = groups.new_zeros(len(rows) * size, dtype=torch.bool)
+        listed.index_fill_(0, groups * size + actions[:, slot], True)
+        nodes = listed.nonzero().squeeze(1)
+        parents = torch.div(nodes, size, rounding_mode="floor")
+        counts = listed.view(len(rows), size).sum(1)
+        choices = LegalActions.trusted(
+            (nodes - parents * size).unsqueeze(1),
+            counts,
+            self.legal.noop[slot : slot + 1],
+            sizes=[size],
+            distinct=True,
+            packing=(parents, counts.cumsum(0) - counts),
+        )
+        logits = self._conditionals.logits(slot, context, rows, primaries, choices)
+        return _Choice(slot, rows, choices, logits), nodes
+
+
+class _Choice(LegalCategorical):
+    """A slot's categorical, whose complaints name the slot."""
+
+    def __init__(self, slot: int, rows: Tensor, choices: LegalActions, logits: Tensor) -> None:
+        super().__init__(choices, logits, validate_args=False)
+        self._slot, self._rows = slot, rows
+
+    def _whose_score(self, n: int) -> str:
+        row = int(self._rows[self.legal.rows[n]])
+        return f"row {row}: the logit of value {int(self.legal.actions[n, 0])} in slot {self._slot}"
+
+
+@register_kl(LegalAutoregressive, LegalAutoregressive)  # type: ignore[untyped-decorator]
+def _kl(p: LegalAutoregressive, q: LegalAutoregressive) -> Tensor:
+    """(B,) KL(p || q) in nats, exact, by enumeration."""
+    divergence: Tensor = torch.distributions.kl_divergence(p.enumerated(), q.enumerated())
+    return divergence
