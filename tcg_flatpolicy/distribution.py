@@ -64,8 +64,7 @@ class LegalCategorical(Distribution):
             )
         self.legal = legal
         self._given = legal, scores  # for naming what is wrong with them
-        self._scores = _sound(scores, legal)
-        self.logits, self._totals = _log_softmax(self._scores, legal)
+        self._scores, self.logits, self._totals = log_softmax(scores, legal)
         """(N,) log-probability of each listing, normalised within its row."""
         super().__init__(
             torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
@@ -96,7 +95,7 @@ class LegalCategorical(Distribution):
         """(B, H) int64: the most probable tuple of each row; of equals, the smallest tuple."""
         self._check_scores()
         legal, logits = self._merged()
-        top = _row_max(logits.detach(), legal).index_select(0, legal.rows)
+        top = row_max(logits.detach(), legal).index_select(0, legal.rows)
         candidates = (logits.detach() == top).nonzero().squeeze(1)
         ids, rows = legal.ids[candidates], legal.rows[candidates]
         smallest = torch.full_like(legal.counts, torch.iinfo(torch.int64).max)
@@ -121,10 +120,6 @@ class LegalCategorical(Distribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws tuples: sample_shape S -> (*S, B, H) int64.
 
-        Inverse transform on whole numbers: each probability is cut to a multiple of 2**-40, so
-        running sums over the batch are exact in int64 (for batches up to 4 million rows) and no
-        row is less exact for standing late in it. A listing of probability 0 is never drawn.
-
         Raises:
             ValueError: a NaN or +inf score.
         """
@@ -133,16 +128,7 @@ class LegalCategorical(Distribution):
         legal = self.legal
         if not len(legal.rows):
             return legal.noop.expand(*shape, *self._batch_shape, *self._event_shape).clone()
-        mass = (self.logits.exp() * 2.0**40).to(torch.int64)
-        running = mass.cumsum(0)
-        last = (legal.starts + legal.counts - 1).clamp(min=0)
-        first = legal.starts.clamp(max=len(mass) - 1)
-        below = running.index_select(0, first) - mass.index_select(0, first)
-        total = running.index_select(0, last) - below
-        uniform = torch.rand(*shape, len(legal), dtype=torch.float64, device=mass.device)
-        drawn = torch.minimum((uniform * total).to(torch.int64), total - 1)
-        at = torch.searchsorted(running, below + drawn, right=True).clamp(max=len(mass) - 1)
-        actions = legal.actions[at]
+        actions = legal.actions[draw(self.logits, legal, shape)]
         return torch.where((legal.counts > 0).unsqueeze(-1), actions, legal.noop)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -180,7 +166,7 @@ class LegalCategorical(Distribution):
         self._check_scores()
         legal, logits = self._merged()
         finite = logits.masked_fill(logits == -torch.inf, 0.0)  # 0 log 0 = 0, also in the gradient
-        return _row_sum(-finite.exp() * finite, legal)
+        return row_sum(-finite.exp() * finite, legal)
 
     @torch.no_grad()
     def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
@@ -223,7 +209,7 @@ class LegalCategorical(Distribution):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         legal, logits = self._merged()
         none = logits == -torch.inf  # kept out of the division: its gradient would be NaN
-        top = _row_max(logits.detach(), legal).index_select(0, legal.rows)
+        top = row_max(logits.detach(), legal).index_select(0, legal.rows)
         below = (logits - top).masked_fill(none, 0.0)  # the mode stays at 0, however small t is
         scaled = below / t.index_select(0, legal.rows)
         return self._derive(legal, scaled.masked_fill(none, -torch.inf))
@@ -273,13 +259,13 @@ class LegalCategorical(Distribution):
         top = torch.full_like(legal.rows, -torch.inf, dtype=scores.dtype)
         top = top.scatter_reduce(0, position, scores.detach(), "amax")
         dead = top == -torch.inf
-        best = _row_max(top, legal).index_select(0, legal.rows)
+        best = row_max(top, legal).index_select(0, legal.rows)
         top = top.masked_fill(dead, 0.0)
         mass = torch.zeros_like(top, dtype=torch.float64).index_add(
             0, position, (scores - top.index_select(0, position)).exp().double()
         )
         merged = mass.masked_fill(dead, 1.0).log().to(top.dtype) + (top - best)
-        return legal, _log_softmax(merged.masked_fill(dead, -torch.inf), legal)[0]
+        return legal, log_softmax(merged.masked_fill(dead, -torch.inf), legal)[1]
 
     @cached_property
     def _scores_are_sound(self) -> bool:
@@ -301,32 +287,54 @@ class LegalCategorical(Distribution):
         )
 
 
-def _sound(scores: Tensor, legal: LegalActions) -> Tensor:
-    """(N,) scores in float32 or better; 0, without gradient, in rows that have only -inf."""
+def draw(logits: Tensor, legal: LegalActions, shape: torch.Size) -> Tensor:
+    """Draws one listing a row by its log-probability (N,): (*S, B) positions in N.
+
+    Inverse transform on whole numbers: each probability is cut to a multiple of 2**-40, so running
+    sums over the batch are exact in int64 (for batches up to 4 million rows) and no row is less
+    exact for standing late in it. A listing of probability 0 is never drawn. N must not be 0, and
+    the positions of empty rows mean nothing.
+    """
+    mass = (logits.exp() * 2.0**40).to(torch.int64)
+    running = mass.cumsum(0)
+    last = (legal.starts + legal.counts - 1).clamp(min=0)
+    first = legal.starts.clamp(max=len(mass) - 1)
+    below = running.index_select(0, first) - mass.index_select(0, first)
+    total = running.index_select(0, last) - below
+    uniform = torch.rand(*shape, len(legal), dtype=torch.float64, device=mass.device)
+    drawn = torch.minimum((uniform * total).to(torch.int64), total - 1)
+    return torch.searchsorted(running, below + drawn, right=True).clamp(max=len(mass) - 1)
+
+
+def log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-softmax within rows.
+
+    Returns:
+        (N,) the scores in float32 or better, 0 without gradient in rows that have only -inf; (N,)
+        their log-softmax; (B,) sums of exponentials, NaN where a score is unsound.
+    """
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    dead = _row_max(scores.detach(), legal) == -torch.inf
-    return scores.masked_fill(dead.index_select(0, legal.rows), 0.0)
-
-
-def _log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor]:
-    """(N,) log-softmax within rows, and (B,) sums of exponentials, NaN where a score is unsound."""
+    top = row_max(scores.detach(), legal)
+    dead = top == -torch.inf  # an empty row, too
+    scores = scores.masked_fill(dead.index_select(0, legal.rows), 0.0)
+    shifted = scores - top.masked_fill(dead, 0.0).index_select(0, legal.rows)
     empty = legal.counts == 0
-    top = _row_max(scores.detach(), legal).masked_fill(empty, 0.0)
-    shifted = scores - top.index_select(0, legal.rows)
     # Empty rows start from 1, for a logarithm without a NaN gradient; sums in float64, for lists
     # of thousands.
     totals = empty.double().index_add(0, legal.rows, shifted.exp().double())
     sums = totals.log().to(shifted.dtype).index_select(0, legal.rows)
-    return shifted - sums, totals.detach()
+    return scores, shifted - sums, totals.detach()
 
 
-def _row_max(values: Tensor, legal: LegalActions) -> Tensor:
+def row_max(values: Tensor, legal: LegalActions) -> Tensor:
+    """(N,) -> (B,) largest of each row; -inf of an empty one."""
     lowest = torch.full((len(legal),), -torch.inf, dtype=values.dtype, device=values.device)
     return lowest.scatter_reduce(0, legal.rows, values, "amax")
 
 
-def _row_sum(values: Tensor, legal: LegalActions) -> Tensor:
+def row_sum(values: Tensor, legal: LegalActions) -> Tensor:
+    """(N,) -> (B,) sum of each row, added up in float64."""
     zero = torch.zeros(len(legal), dtype=torch.float64, device=values.device)
     return zero.index_add(0, legal.rows, values.double()).to(values.dtype)
 
@@ -343,7 +351,7 @@ def _kl(p: LegalCategorical, q: LegalCategorical) -> Tensor:
     finite_p = log_p.masked_fill(p_none, 0.0)
     finite_q = log_q.masked_fill(q_none, 0.0)
     terms = (finite_p.exp() * (finite_p - finite_q)).masked_fill(p_none, 0.0)
-    return _row_sum(terms.masked_fill(q_none & ~p_none, torch.inf), legal)
+    return row_sum(terms.masked_fill(q_none & ~p_none, torch.inf), legal)
 
 
 def _align(legal: LegalActions, other: LegalActions) -> Tensor:

@@ -97,31 +97,34 @@ class _Slot(nn.Module):
         super().__init__()
         parts = [part for part in spec.parts if part.slot == slot]
         self.values = int(spec.nvec[1 + slot])
-        self.names = sorted({p.role.name for p in parts if isinstance(p.role, Entity)})
-        # Of each (primary, value), by kind: its learned row, or the thing of a name; -1 for none.
-        places = np.full((1 + len(self.names), spec.limits.shape[0], self.values), -1, np.int64)
-        learned = 0
+        # The kinds of things that stand in this slot: entities of a name, or (None) learned rows.
+        entities = sorted({p.role.name for p in parts if isinstance(p.role, Entity)})
+        learned = [part for part in parts if not isinstance(part.role, Entity)]
+        self.names: list[str | None] = [None, *entities] if learned else [*entities]
+        # Of each (primary, value), by kind: which row or thing it is; -1 for none of that kind.
+        places = np.full((len(self.names), spec.limits.shape[0], self.values), -1, np.int64)
+        row = 0
         for part in parts:
-            at = part.primary, slice(part.start, part.start + part.role.size)
             numbers = np.arange(part.role.size)
+            kind = 0
             if isinstance(part.role, Entity):
-                places[(1 + self.names.index(part.role.name), *at)] = numbers
+                kind = self.names.index(part.role.name)
             else:
-                places[(0, *at)] = learned + numbers
-                learned += part.role.size
+                numbers += row
+                row += part.role.size
+            places[kind, part.primary, part.start : part.start + part.role.size] = numbers
         self.register_buffer("places", torch.as_tensor(places).flatten(1), persistent=False)
-        self.index_keys = self.index_rows = None
-        last = slot + 1 == spec.slots  # nothing follows what is chosen there
-        if learned:
-            self.index_keys = nn.Parameter(torch.randn(learned, width) * 0.1 / width**0.5)
-            if not last:
-                self.index_rows = nn.Parameter(torch.randn(learned, width) / width**0.5)
-        sizes = [entity_sizes[name][1] for name in self.names]
-        self.entity_keys = nn.ParameterList(
-            nn.Parameter(fan_in(width, size) * 0.1) for size in sizes
+        # Of each kind: its keys, (rows, W) or, for entities, what a query is read by, (W, E); and
+        # what is added once it is chosen, (rows, W) or (E, W).
+        sizes = [None if name is None else entity_sizes[name][1] for name in self.names]
+        self.keys = nn.ParameterList(
+            torch.randn(row, width) * 0.1 / width**0.5 if e is None else fan_in(width, e) * 0.1
+            for e in sizes
         )
-        self.entity_rows = nn.ParameterList(
-            nn.Parameter(fan_in(size, width)) for size in ([] if last else sizes)
+        last = slot + 1 == spec.slots  # nothing follows what is chosen there
+        self.rows = nn.ParameterList(
+            torch.randn(row, width) / width**0.5 if e is None else fan_in(e, width)
+            for e in ([] if last else sizes)
         )
 
 
@@ -153,19 +156,18 @@ class _Attention:
         query = (context + offsets).relu()  # (G, W)
         at = primaries.index_select(0, groups) * own.values + values
         logits = query.new_zeros(len(at))
-        for kind, place in enumerate(own.places.index_select(1, at)):
+        for place, name, keys in zip(
+            own.places.index_select(1, at), own.names, own.keys, strict=True
+        ):
             chosen = (place >= 0).nonzero().squeeze(1)
             place, group = place.index_select(0, chosen), groups.index_select(0, chosen)
-            if kind:
-                name = own.names[kind - 1]
-                things = rows.index_select(0, group) * head.entity_sizes[name][0] + place
-                keys = self.things[name].index_select(0, things)
-                queries = query @ own.entity_keys[kind - 1]  # (G, E)
-            elif own.index_keys is not None:
-                keys, queries = own.index_keys.index_select(0, place), query
+            if name is None:
+                queries = query
             else:
-                continue
-            scores = (queries.index_select(0, group) * keys).sum(1)
+                queries = query @ keys  # (G, E)
+                place = rows.index_select(0, group) * head.entity_sizes[name][0] + place
+                keys = self.things[name]
+            scores = (queries.index_select(0, group) * keys.index_select(0, place)).sum(1)
             logits = logits.index_copy(0, chosen, scores)
         return logits
 
@@ -177,14 +179,14 @@ class _Attention:
         head = self.head
         own = head.slot(slot)
         at = primaries * own.values + values
-        for kind, place in enumerate(own.places.index_select(1, at)):
+        for place, name, learned in zip(
+            own.places.index_select(1, at), own.names, own.rows, strict=True
+        ):
             some = (place >= 0).unsqueeze(1)
             place = place.clamp(min=0)
-            if kind:
-                name = own.names[kind - 1]
+            if name is None:
+                context = context + learned.index_select(0, place) * some
+            else:
                 things = rows * head.entity_sizes[name][0] + place
-                chosen = self.things[name].index_select(0, things) * some
-                context = context + chosen @ own.entity_rows[kind - 1]
-            elif own.index_rows is not None:
-                context = context + own.index_rows.index_select(0, place) * some
+                context = context + (self.things[name].index_select(0, things) * some) @ learned
         return context

@@ -6,6 +6,8 @@ in a tuple; at each slot G prefixes (of the slots before) and n choices (values 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
 
-from tcg_flatpolicy.distribution import LegalCategorical, WholeTuples
+from tcg_flatpolicy.distribution import LegalCategorical, WholeTuples, draw, log_softmax
 from tcg_flatpolicy.legal import LegalActions
 
 
@@ -221,20 +223,20 @@ class LegalAutoregressive(Distribution):
     def _enumerate(self) -> LegalCategorical:
         legal = self.legal.distinct()
         groups = legal.rows  # (N,) the prefix of each tuple
-        rows = torch.arange(len(legal), device=groups.device)  # (G,)
+        rows = torch.arange(len(legal), device=groups.device)  # (G,) the row of each prefix
         primaries = torch.zeros_like(rows)
         context = self._conditionals.start()
         total = torch.zeros_like(groups, dtype=torch.float32)
-        last = len(self._sizes) - 1
-        for slot in range(last + 1):
-            choice, nodes = self._choice(slot, context, rows, primaries, groups, legal.actions)
-            # Of each tuple: which choice its value is. Both are in order of prefix, then value.
-            size = self._sizes[slot]
-            groups = torch.searchsorted(nodes, groups * size + legal.actions[:, slot])
-            total = total + choice.logits.index_select(0, groups)
+        for slot, size in enumerate(self._sizes):
+            keys = groups * size + legal.actions[:, slot]
+            choices, found = _continuing(keys, len(rows), size)
+            logits = self._conditionals.logits(slot, context, rows, primaries, choices)
+            choice = _Choice(choices, logits, partial(_place, rows, slot))
             choice._check_scores()
-            if slot < last:
-                parents, values = choice.legal.rows, choice.legal.actions[:, 0]
+            groups = torch.searchsorted(found, keys)
+            total = total + choice.logits.index_select(0, groups)
+            if slot + 1 < len(self._sizes):
+                parents, values = choices.rows, choices.actions[:, 0]
                 rows = rows.index_select(0, parents)
                 primaries = primaries.index_select(0, parents) if slot else values
                 context = context.index_select(0, parents)
@@ -264,77 +266,107 @@ class LegalAutoregressive(Distribution):
         rows = torch.arange(len(self.legal), device=groups.device)
         primaries = torch.zeros_like(rows)
         context = self._conditionals.start()
-        values, log_probs, entropies = [], [], []
-        last = len(self._sizes) - 1
-        for slot in range(last + 1):
-            choice, _ = self._choice(slot, context, rows, primaries, groups, actions)
-            value = choice.sample() if given is None else given[:, slot : slot + 1]
-            log_prob = choice.log_prob(value)
+        values, scored = [], []
+        for slot, size in enumerate(self._sizes):
+            choices, _ = _continuing(groups * size + actions[:, slot], len(rows), size)
+            logits = self._conditionals.logits(slot, context, rows, primaries, choices)
+            scored.append((choices, logits))
+            value = self._draw(slot, choices, logits) if given is None else given[:, slot]
             values.append(value)
-            log_probs.append(log_prob)
-            entropies.append(choice.entropy())
-            if slot < last:
-                follow = value[:, 0].index_select(0, groups) == actions[:, slot]
-                groups, actions = groups[follow], actions[follow]
-                # A value off the list leads nowhere, and may be no value of the spec at all.
-                known = value[:, 0].masked_fill(log_prob == -torch.inf, 0)
-                primaries = primaries if slot else known
-                context = self._conditionals.extend(slot, context, rows, primaries, known)
+            if slot + 1 < len(self._sizes):
+                follow = value.index_select(0, groups) == actions[:, slot]
+                at = follow.nonzero().squeeze(1)
+                groups, actions = groups.index_select(0, at), actions.index_select(0, at)
+                # What is not listed leads nowhere, and may be no value of the spec at all.
+                value = value if given is None else value.clamp(0, size - 1)
+                primaries = primaries if slot else value
+                context = self._conditionals.extend(slot, context, rows, primaries, value)
+        return self._sum_up(torch.stack(values), scored, learning)
+
+    def _draw(self, slot: int, choices: LegalActions, logits: Tensor) -> Tensor:
+        """(B,) one value a row; the no-op's where nothing can be chosen."""
+        noop = self.legal.noop[slot]
+        if not len(logits):
+            return noop.repeat(len(choices))
+        at = draw(log_softmax(logits, choices)[1], choices, torch.Size())
+        return torch.where(choices.counts > 0, choices.actions[:, 0].index_select(0, at), noop)
+
+    def _sum_up(
+        self, values: Tensor, scored: Sequence[tuple[LegalActions, Tensor]], learning: bool
+    ) -> _Path:
+        """What all slots say of values (H, B): one categorical for each slot of each row."""
+        slots, batch = values.shape
+        counts = torch.cat([choices.counts for choices, _ in scored])
+        packing = (
+            torch.cat([choices.rows + slot * batch for slot, (choices, _) in enumerate(scored)]),
+            counts.cumsum(0) - counts,
+        )
+        every = _Choice(
+            LegalActions.trusted(
+                torch.cat([choices.actions for choices, _ in scored]),
+                counts,
+                self.legal.noop.new_zeros(1),
+                sizes=[max(self._sizes)],
+                distinct=True,
+                packing=packing,
+            ),
+            torch.cat([logits for _, logits in scored]),
+            lambda prefix: (prefix % batch, prefix // batch),
+        )
+        log_prob = every.log_prob(values.view(-1, 1)).view(slots, batch).sum(0)
+        empty = self.legal.counts == 0
+        is_noop = (values == self.legal.noop.unsqueeze(1)).all(0)
+        of_empty = torch.where(is_noop, 0.0, -torch.inf).to(log_prob.dtype)
         return _Path(
-            torch.cat(values, dim=1),
-            torch.stack(log_probs).sum(0),
-            torch.stack(entropies).sum(0),
+            values.t(),
+            torch.where(empty, of_empty, log_prob),
+            every.entropy().view(slots, batch).sum(0),
             learning,
         )
 
-    def _choice(
-        self,
-        slot: int,
-        context: Tensor,
-        rows: Tensor,
-        primaries: Tensor,
-        groups: Tensor,
-        actions: Tensor,
-    ) -> tuple[LegalCategorical, Tensor]:
-        """The categorical over the values with which tuples go on, for each of G prefixes.
 
-        Args:
-            slot: the next one to choose in.
-            context, rows, primaries: (G, W), (G,) and (G,), of the prefixes.
-            groups: (n,) the prefix of each tuple that has one.
-            actions: (n, H) these tuples.
+def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, Tensor]:
+    """With which values tuples go on.
 
-        Returns:
-            The categorical, event_shape (1,), and its choices as prefix * size + value, ascending.
-        """
-        size = self._sizes[slot]
-        listed = groups.new_zeros(len(rows) * size, dtype=torch.bool)
-        listed.index_fill_(0, groups * size + actions[:, slot], True)
-        nodes = listed.nonzero().squeeze(1)
-        parents = torch.div(nodes, size, rounding_mode="floor")
-        counts = listed.view(len(rows), size).sum(1)
-        choices = LegalActions.trusted(
-            (nodes - parents * size).unsqueeze(1),
-            counts,
-            self.legal.noop[slot : slot + 1],
-            sizes=[size],
-            distinct=True,
-            packing=(parents, counts.cumsum(0) - counts),
-        )
-        logits = self._conditionals.logits(slot, context, rows, primaries, choices)
-        return _Choice(slot, rows, choices, logits), nodes
+    Args:
+        keys: (n,) of each tuple, its prefix * size + its next value.
+        prefixes: G.
+        size: exclusive bound on the values.
+
+    Returns:
+        G rows of values, each listed once and ascending; and their keys, ascending.
+    """
+    listed = keys.new_zeros(prefixes * size, dtype=torch.bool).index_fill_(0, keys, True)
+    found = listed.nonzero().squeeze(1)
+    parents = torch.div(found, size, rounding_mode="floor")
+    counts = listed.view(prefixes, size).sum(1)
+    choices = LegalActions.trusted(
+        (found - parents * size).unsqueeze(1),
+        counts,
+        keys.new_zeros(1),
+        sizes=[size],
+        distinct=True,
+        packing=(parents, counts.cumsum(0) - counts),
+    )
+    return choices, found
+
+
+def _place(rows: Tensor, slot: int, prefix: int) -> tuple[int, int]:
+    return int(rows[prefix]), slot
 
 
 class _Choice(LegalCategorical):
-    """A slot's categorical, whose complaints name the slot."""
+    """Categoricals over the next value, whose complaints name row and slot."""
 
-    def __init__(self, slot: int, rows: Tensor, choices: LegalActions, logits: Tensor) -> None:
+    def __init__(
+        self, choices: LegalActions, logits: Tensor, place: Callable[[int], tuple[int, int]]
+    ) -> None:
         super().__init__(choices, logits, validate_args=False)
-        self._slot, self._rows = slot, rows
+        self._place = place  # row and slot of a prefix
 
     def _whose_score(self, n: int) -> str:
-        row = int(self._rows[self.legal.rows[n]])
-        return f"row {row}: the logit of value {int(self.legal.actions[n, 0])} in slot {self._slot}"
+        row, slot = self._place(int(self.legal.rows[n]))
+        return f"row {row}: the logit of value {int(self.legal.actions[n, 0])} in slot {slot}"
 
 
 @register_kl(LegalAutoregressive, LegalAutoregressive)  # type: ignore[untyped-decorator]
