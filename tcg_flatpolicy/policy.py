@@ -280,7 +280,8 @@ class Policy(nn.Module):
             )
         distribution, value = self._decide((hidden, legal, entities))
         entropy_of = None
-        if isinstance(distribution, LegalAutoregressive) and self.head.path_entropy:
+        wanted = getattr(self.head, "path_entropy", False)
+        if wanted and isinstance(distribution, LegalAutoregressive):
             entropy_of = distribution.path_entropy
         return LegalNormal(distribution, self._action_dtype, entropy_of), value
 

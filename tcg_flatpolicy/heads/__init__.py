@@ -32,7 +32,11 @@ __all__ = [
 
 
 class Head(Protocol):
-    """What a policy asks of a head."""
+    """What a policy asks of a head.
+
+    One that returns a LegalAutoregressive may have an attribute ``path_entropy``: True gives the
+    trainer `LegalAutoregressive.path_entropy`, an estimate, in the place of the exact entropy.
+    """
 
     def __call__(
         self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions

@@ -61,7 +61,9 @@ class AutoregressiveHead(nn.Module):
         ids, slots = spec.limits.shape[0], spec.slots
         self.state = nn.Linear(hidden_size, width)
         # Read at each slot, so that each sees the state in its own way; the first by the bias.
-        self.primary_rows = nn.Parameter(torch.randn(max(slots, 1), ids, width) / width**0.5)
+        self.primary_rows = None
+        if slots:
+            self.primary_rows = nn.Parameter(torch.randn(slots, ids, width) / width**0.5)
         # Keys are small at first, so that the policy starts near uniform. No parameter is named
         # weight: PufferLib's LSTMWrapper would set it anew, for a policy that starts sure.
         self.primary_keys = nn.Parameter(torch.randn(ids, width) * 0.1 / width**0.5)
@@ -152,6 +154,7 @@ class _Attention:
             every = context.relu() @ head.primary_keys.t()  # (G, ids)
             return every.flatten().index_select(0, groups * every.shape[1] + values)
         own = head.slot(slot)
+        assert head.primary_rows is not None
         offsets = head.primary_rows[slot - 1].index_select(0, primaries)
         query = (context + offsets).relu()  # (G, W)
         at = primaries.index_select(0, groups) * own.values + values

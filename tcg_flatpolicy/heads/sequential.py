@@ -101,7 +101,7 @@ class LegalAutoregressive(Distribution):
         self.legal = legal
         self._conditionals = conditionals
         self._sizes = sizes
-        self._path: _Path | None = None
+        self._path: _Path | None = None  # the last one
         self._enumerated: tuple[LegalCategorical, bool] | None = None  # and whether it has a graph
         super().__init__(
             torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
@@ -215,7 +215,7 @@ class LegalAutoregressive(Distribution):
             ValueError: a NaN or +inf logit.
         """
         learning = torch.is_grad_enabled()
-        if self._enumerated is None or self._enumerated[1] < learning:
+        if self._enumerated is None or self._enumerated[1] != learning:
             with self._full_precision():
                 self._enumerated = self._enumerate(), learning
         return self._enumerated[0]
@@ -251,15 +251,16 @@ class LegalAutoregressive(Distribution):
         """The path of given tuples (B, H), or of drawn ones; the last one is remembered."""
         learning = torch.is_grad_enabled()
         path = self._path
-        if given is None or path is None or path.learning < learning:
-            known = False
-        else:
-            known = torch.equal(path.actions, given)
-        if not known:
-            with self._full_precision():
-                path = self._path = self._walk(given, learning)
-        assert path is not None
-        return path
+        if (
+            given is not None
+            and path is not None
+            and path.learning == learning
+            and torch.equal(path.actions, given)
+        ):
+            return path
+        with self._full_precision():
+            self._path = self._walk(given, learning)
+        return self._path
 
     def _walk(self, given: Tensor | None, learning: bool) -> _Path:
         groups, actions = self.legal.rows, self.legal.actions  # of the tuples that go on

@@ -1,0 +1,316 @@
+"""Ways to choose a legal tuple, compared: legality, exactness, speed and learning.
+
+    python benchmarks/compare.py --quick            # under ten minutes on two cores
+    python benchmarks/compare.py --jobs 2           # all of it: an hour or two; goes on if stopped
+
+Writes a folder: results.json, report.md, pictures, and under runs/ each training run with its
+curve. Heads and their names are in baselines.py, each part in a file of its own: exactness.py,
+speed.py, learning.py (on Essence Wars, and on the task of coupled.py, where legality couples the
+slots).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import baselines
+import exactness
+import game_ppo
+import learning
+import measure
+import speed
+
+from tcg_flatpolicy.run_folder import write_json, write_whole
+
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done; a folder holds one scale only."""
+
+    quick: bool
+    seeds: int
+    """Training runs of each head on each task."""
+    steps: int
+    """Environment steps of a run on Essence Wars."""
+    coupled_steps: int
+    """Environment steps of a run on the task where legality couples the slots."""
+    tuning_steps: int
+    """Environment steps of a run of the tuning grid; 0 for none, with the library's settings."""
+    eval_games: int
+    """Games of each final evaluation."""
+    illegal: str
+    """What an illegal draw is replaced by: random, a legal action drawn uniformly, or noop."""
+
+
+FULL = Scale(
+    quick=False,
+    seeds=3,
+    steps=500_000,
+    coupled_steps=200_000,
+    tuning_steps=150_000,
+    eval_games=1000,
+    illegal="random",
+)
+QUICK = Scale(
+    quick=True,
+    seeds=1,
+    steps=60_000,
+    coupled_steps=60_000,
+    tuning_steps=0,
+    eval_games=100,
+    illegal="random",
+)
+
+
+def claim(scale: Scale, folder: Path) -> None:
+    """Takes a folder for a comparison of this scale, a new one or one that was stopped.
+
+    Raises:
+        ValueError: it holds one of another scale, or something else.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        held = json.loads(path.read_text())
+        for field in fields(Scale):
+            ours = getattr(scale, field.name)
+            if held.get(field.name) != ours:
+                raise ValueError(
+                    f"{folder} holds a comparison with {field.name}={held.get(field.name)!r}, not "
+                    f"{ours!r}; name another folder with --folder, or remove it"
+                )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty and holds no comparison; name another one with --folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(scale))
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was made before and is kept at path, or what make makes now."""
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    made = make()
+    write_json(path, made)
+    return made
+
+
+def learn(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All training runs: {task: {label: Summary}}."""
+    illegal: Any = scale.illegal
+    heads = list(baselines.HEADS)
+    tuned: dict[tuple[str, str], learning.Run] = {}
+    if scale.tuning_steps:
+        grid = [
+            run
+            for task in (learning.FIXED, learning.COUPLED)
+            for run in learning.tuning_runs(task, heads, scale.tuning_steps, illegal)
+        ]
+        say(f"tuning: {len(grid)} runs, the same grid for each head")
+        tuned = learning.pick(learning.run_all(grid, folder / "tuning", jobs, say))
+    runs = []
+    for task in learning.TASKS:
+        steps = scale.coupled_steps if task == learning.COUPLED else scale.steps
+        for seed in range(1, scale.seeds + 1):
+            for head in heads:
+                run = learning.Run(
+                    task, head, seed, steps, illegal=illegal, eval_games=scale.eval_games
+                )
+                # Random decks take what was best with fixed ones.
+                found = tuned.get((task if task == learning.COUPLED else learning.FIXED, run.label))
+                if found is not None:
+                    run = replace(run, learning_rate=found.learning_rate, ent_coef=found.ent_coef)
+                runs.append(run)
+            if task != learning.COUPLED:
+                runs.append(learning.game_ppo_run(task, seed, steps, scale.eval_games))
+    say(f"learning: {len(runs)} runs")
+    return learning.summaries(learning.run_all(runs, folder / "runs", jobs, say))
+
+
+def overview(
+    told: Mapping[str, Mapping[str, learning.Summary]],
+    exact: Mapping[str, Any],
+    timed: Mapping[str, Any],
+) -> str:
+    """The table that answers the question: a row a head."""
+    header = [
+        "head",
+        "illegal draws, untrained",
+        "illegal actions, trained",
+        "entropy reported, less that of what is played (nats)",
+        "time of a draw",
+        "time of an update",
+        "fixed decks: wins, sampling",
+        "wins, mode",
+        "wins after equal time",
+        "random decks: wins, sampling",
+        "wins, mode",
+        "wins after equal time",
+        "coupled task: share of the optimum",
+    ]
+    rows = []
+    labels = list(dict.fromkeys(label for summaries in told.values() for label in summaries))
+    for label in labels:
+        of_tasks = {task: summaries.get(label) for task, summaries in told.items()}
+        fixed = of_tasks[learning.FIXED]
+        name = next(one.head for one in of_tasks.values() if one is not None)
+        cells = [label]
+        if fixed is None or name == game_ppo.NAME:
+            cells += ["0 by its mask"] * 2 if name == game_ppo.NAME else ["", ""]
+        else:
+            cells += [f"{fixed.illegal_initial:.1%}", f"{fixed.illegal_final['sampling']:.1%}"]
+        if name in exact["heads"]:
+            policies = exact["heads"][name][exactness.KINDS[0]]
+            bias = sum(one["entropy bias"] for one in policies) / len(policies)
+            ratios = timed["game"]["ratios"]
+            cells += [f"{0.0 if abs(bias) < 5e-4 else bias:+.2f}".replace("+0.00", "0")]
+            cells += [measure.number(ratios[phase][name]["median"]) for phase in speed.PHASES]
+        else:
+            cells += ["", "", ""]
+        for task in (learning.FIXED, learning.RANDOM):
+            summary = of_tasks[task]
+            if summary is None:
+                cells += ["", "", ""]
+                continue
+            cells += [rate(summary.final[how]) for how in ("sampling", "mode")]
+            cells += [rate(summary.at_equal_seconds)]
+        coupled = of_tasks[learning.COUPLED]
+        cells += [rate(coupled.final["sampling"]) if coupled else ""]
+        rows.append(cells)
+    return measure.table(header, rows)
+
+
+def rate(spread: learning.Spread) -> str:
+    """A rate, with its interval over seeds where there is more than one."""
+    if len(spread.values) == 1:
+        return f"{spread.mean:.1%}"
+    low, high = max(spread.low, 0.0), min(spread.high, 1.0)
+    return f"{spread.mean:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def report(
+    scale: Scale,
+    told: Mapping[str, Mapping[str, learning.Summary]],
+    exact: dict[str, Any],
+    timed: dict[str, Any],
+) -> str:
+    """The whole report, Markdown."""
+    body = "# Ways to choose a tuple, compared\n\n"
+    if scale.quick:
+        body += (
+            "**A quick run**: one seed, short training and few games. It shows that everything "
+            "works, and what is illegal; its win rates say little. Leave out --quick for the rest."
+            "\n\n"
+        )
+    fixed = next(iter(told[learning.FIXED].values()))
+    replaced = "a uniformly drawn legal one" if scale.illegal == "random" else "the end of turn"
+    body += (
+        f"An illegal draw is replaced by {replaced}, and counted. Times are those of the whole "
+        "policy, encoder included, over the flat head's. Win rates are against the batch engine's "
+        f"greedy opponent, after {fixed.steps:,.0f} environment steps, {scale.eval_games:,} games "
+        f"each; mean of {scale.seeds} seed{'s' if scale.seeds > 1 else ''}"
+        + (", in brackets the 95% interval of Student's t over seeds" if scale.seeds > 1 else "")
+        + ". After equal time: wins of the training games of the last "
+        f"{learning.WINDOW_STEPS:,} steps before the moment when the fastest head had done all of "
+        "its steps, in seconds of the processor.\n\n"
+    )
+    body += overview(told, exact, timed) + "\n![win rates](win_rate.png)\n"
+    body += "\n![coupled legality](coupled.png)\n\n![illegal actions](illegal.png)\n"
+    body += "\n## Settings\n\n" + measure.table(
+        ["task", "head", "parameters", "learning rate", "entropy weight", "steps a second"],
+        [
+            [
+                task,
+                label,
+                f"{one.parameters:,}",
+                f"{one.learning_rate:g}",
+                f"{one.ent_coef:g}",
+                f"{one.steps_per_process_second.mean:,.0f}",
+            ]
+            for task, summaries in told.items()
+            for label, one in summaries.items()
+        ],
+    )
+    if scale.tuning_steps:
+        body += (
+            f"\nTuned: learning rate and entropy weight, each head with the same grid "
+            f"({len(learning.TUNING_RATES) * len(learning.TUNING_ENTROPIES)} runs of "
+            f"{scale.tuning_steps:,} steps, a seed not used otherwise); random decks take what was "
+            "best with fixed ones.\n"
+        )
+    body += "\n## Exactness\n\n" + exactness.report(exact) + "\n![exactness](exactness.png)\n"
+    body += "\n## Speed\n\n" + speed.report(timed) + "\n![speed](speed.png)\n"
+    told_by = measure.provenance()
+    return body + "\n" + "".join(f"- {key}: {value}\n" for key, value in told_by.items())
+
+
+def compare(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -> None:
+    """Does what is not done yet, and writes the report."""
+    claim(scale, folder)
+    say(f"{'quick ' if scale.quick else ''}comparison in {folder}")
+    say("speed: contenders take turns, with nothing beside them")
+    timed = once(folder / "speed.json", lambda: speed.measure(scale.quick, SEED))
+    say("exactness")
+    exact = once(folder / "exactness.json", lambda: exactness.measure(scale.quick, SEED))
+    told = learn(scale, folder, jobs, say)
+    learning.draw(told, folder)
+    exactness.draw(exact, folder / "exactness.png")
+    speed.draw(timed, folder / "speed.png")
+    write_json(
+        folder / "results.json",
+        {
+            **measure.provenance(),
+            "scale": asdict(scale),
+            "learning": {t: {k: asdict(s) for k, s in of.items()} for t, of in told.items()},
+            "exactness": exact,
+            "speed": timed,
+        },
+    )
+    text = report(scale, told, exact, timed)
+    write_whole(folder / "report.md", text.encode())
+    say(text)
+    say(f"written to {folder}")
+
+
+def main() -> int:
+    """Runs the comparison; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under ten minutes on two cores")
+    parser.add_argument("--folder", type=Path, help="where to write, and to go on")
+    parser.add_argument("--jobs", type=int, default=2, help="training runs side by side")
+    parser.add_argument("--seeds", type=int, help="training runs of each head on each task")
+    parser.add_argument(
+        "--illegal", choices=("random", "noop"), default="random", help="what replaces it"
+    )
+    options = parser.parse_args()
+    scale = QUICK if options.quick else FULL
+    changes: dict[str, Any] = {"illegal": options.illegal}
+    if options.seeds is not None:
+        if options.seeds < 1:
+            parser.error(f"--seeds must be at least 1, got {options.seeds}")
+        changes["seeds"] = options.seeds
+    scale = Scale(**{**asdict(scale), **changes})
+    folder = options.folder or measure.RESULTS / ("compare-quick" if scale.quick else "compare")
+    try:
+        compare(scale, folder, options.jobs, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
