@@ -15,7 +15,7 @@ many parameters as the library's heads, and written with the same care for speed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -176,6 +176,18 @@ HEADS: dict[str, str | HeadFactory] = {
     "fixed numbers": FixedHead,
 }
 """What is compared, by the names in its tables; each as ``fp.Policy(env, head=...)`` takes it."""
+
+
+_T = TypeVar("_T", Tensor, np.ndarray)
+
+
+def ignore_unused(spec: fp.ActionSpec, actions: _T) -> _T:
+    """Tuples (..., H) with 0 in the slots that their primary does not use, as engines read them."""
+    used = spec.limits > 1
+    used[:, 0] = True
+    if isinstance(actions, Tensor):
+        return actions * torch.as_tensor(used, device=actions.device)[actions[..., 0].long()]
+    return actions * used[actions[..., 0]]
 
 
 def every_tuple(spec: fp.ActionSpec) -> np.ndarray:

@@ -137,57 +137,66 @@ def learn(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -> 
     return learning.summaries(learning.run_all(runs, folder / "runs", jobs, say))
 
 
-def overview(
+def costs(
     told: Mapping[str, Mapping[str, learning.Summary]],
     exact: Mapping[str, Any],
     timed: Mapping[str, Any],
 ) -> str:
-    """The table that answers the question: a row a head."""
+    """The table of legality, exactness and speed: a row a head."""
     header = [
         "head",
-        "illegal draws, untrained",
-        "illegal actions, trained",
+        "untrained: draws that are not listed",
+        "illegal, unused slots ignored",
+        "the same, trained",
         "entropy reported, less that of what is played (nats)",
+        "variance of the policy gradient",
         "time of a draw",
         "time of an update",
-        "fixed decks: wins, sampling",
-        "wins, mode",
-        "wins after equal time",
-        "random decks: wins, sampling",
-        "wins, mode",
-        "wins after equal time",
-        "coupled task: share of the optimum",
     ]
     rows = []
-    labels = list(dict.fromkeys(label for summaries in told.values() for label in summaries))
-    for label in labels:
-        of_tasks = {task: summaries.get(label) for task, summaries in told.items()}
-        fixed = of_tasks[learning.FIXED]
-        name = next(one.head for one in of_tasks.values() if one is not None)
-        cells = [label]
-        if fixed is None or name == game_ppo.NAME:
-            cells += ["0 by its mask"] * 2 if name == game_ppo.NAME else ["", ""]
-        else:
-            cells += [f"{fixed.illegal_initial:.1%}", f"{fixed.illegal_final['sampling']:.1%}"]
-        if name in exact["heads"]:
-            policies = exact["heads"][name][exactness.KINDS[0]]
-            bias = sum(one["entropy bias"] for one in policies) / len(policies)
-            ratios = timed["game"]["ratios"]
-            cells += [f"{0.0 if abs(bias) < 5e-4 else bias:+.2f}".replace("+0.00", "0")]
-            cells += [measure.number(ratios[phase][name]["median"]) for phase in speed.PHASES]
-        else:
-            cells += ["", "", ""]
-        for task in (learning.FIXED, learning.RANDOM):
-            summary = of_tasks[task]
-            if summary is None:
-                cells += ["", "", ""]
-                continue
-            cells += [rate(summary.final[how]) for how in ("sampling", "mode")]
-            cells += [rate(summary.at_equal_seconds)]
-        coupled = of_tasks[learning.COUPLED]
-        cells += [rate(coupled.final["sampling"]) if coupled else ""]
+    for label, of_game in told[learning.FIXED].items():
+        if of_game.head == game_ppo.NAME:
+            continue
+        shares = of_game.not_listed_initial, of_game.illegal_initial
+        cells = [label, *(percent(one) for one in (*shares, of_game.illegal_final["sampling"]))]
+        policies = exact["heads"][of_game.head][exactness.KINDS[0]]
+        bias, variance = (
+            sum(one[key] for one in policies) / len(policies)
+            for key in ("entropy bias", "policy gradient variance")
+        )
+        cells.append("0" if abs(bias) < 5e-3 else f"{bias:+.2f}".replace("-", "−"))
+        cells.append(measure.number(variance))
+        ratios = timed["game"]["ratios"]
+        cells += [measure.number(ratios[phase][of_game.head]["median"]) for phase in speed.PHASES]
         rows.append(cells)
     return measure.table(header, rows)
+
+
+def learned(told: Mapping[str, Mapping[str, learning.Summary]]) -> str:
+    """The table of what was learned: a row a head."""
+    header = ["head"]
+    for task in (learning.FIXED, learning.RANDOM):
+        header += [f"{task}: sampling", "mode", "after equal time"]
+    header += ["coupled legality: sampling", "mode"]
+    labels = dict.fromkeys(label for summaries in told.values() for label in summaries)
+    rows = []
+    for label in labels:
+        cells = [label]
+        for task in learning.TASKS:
+            summary = told[task].get(label)
+            if summary is None:
+                cells += ["", ""]
+                continue
+            cells += [rate(summary.final[how]) for how in ("sampling", "mode")]
+            if task != learning.COUPLED:
+                cells.append(rate(summary.at_equal_seconds))
+        rows.append(cells)
+    return measure.table(header, rows)
+
+
+def percent(share: float) -> str:
+    """A share; 0 only where there was none at all."""
+    return f"{share:.1%}" if share else "0"
 
 
 def rate(spread: learning.Spread) -> str:
@@ -212,20 +221,28 @@ def report(
             "works, and what is illegal; its win rates say little. Leave out --quick for the rest."
             "\n\n"
         )
-    fixed = next(iter(told[learning.FIXED].values()))
     replaced = "a uniformly drawn legal one" if scale.illegal == "random" else "the end of turn"
+    fixed = next(iter(told[learning.FIXED].values()))
+    coupled = next(iter(told[learning.COUPLED].values()))
+    seeds = f"mean of {scale.seeds} seeds, in brackets the 95% interval of Student's t over them"
     body += (
-        f"An illegal draw is replaced by {replaced}, and counted. Times are those of the whole "
-        "policy, encoder included, over the flat head's. Win rates are against the batch engine's "
-        f"greedy opponent, after {fixed.steps:,.0f} environment steps, {scale.eval_games:,} games "
-        f"each; mean of {scale.seeds} seed{'s' if scale.seeds > 1 else ''}"
-        + (", in brackets the 95% interval of Student's t over seeds" if scale.seeds > 1 else "")
-        + ". After equal time: wins of the training games of the last "
+        "## What it costs\n\nOn Essence Wars. What stands in a slot that the primary does not use "
+        "is ignored, as engines do; a tuple that is illegal even so is replaced by "
+        f"{replaced}, and counted. Entropy and variance are those of untrained policies; the "
+        "variance is over one draw a state, relative to the true gradient's norm. Times are of "
+        "the whole policy, encoder included, over the flat head's.\n\n"
+        + costs(told, exact, timed)
+        + "\n## What it learns\n\nEssence Wars: games won against the batch engine's greedy "
+        f"opponent after {fixed.steps:,.0f} environment steps, {scale.eval_games:,} games each; "
+        f"coupled legality: share of the optimum after {coupled.steps:,.0f}. "
+        + (seeds[0].upper() + seeds[1:] if scale.seeds > 1 else "One seed")
+        + ". After equal time: wins while training, of the games of the last "
         f"{learning.WINDOW_STEPS:,} steps before the moment when the fastest head had done all of "
         "its steps, in seconds of the processor.\n\n"
+        + learned(told)
+        + "\n![win rates](win_rate.png)\n"
+        "\n![coupled legality](coupled.png)\n\n![illegal actions](illegal.png)\n"
     )
-    body += overview(told, exact, timed) + "\n![win rates](win_rate.png)\n"
-    body += "\n![coupled legality](coupled.png)\n\n![illegal actions](illegal.png)\n"
     body += "\n## Settings\n\n" + measure.table(
         ["task", "head", "parameters", "learning rate", "entropy weight", "steps a second"],
         [
