@@ -400,7 +400,7 @@ def test_actions_of_a_wrong_form() -> None:
         ({"deck2": ""}, "deck2='' is not a deck"),
         ({"game_mode": "duel"}, "game_mode='duel' does not exist; take one of"),
         ({"opponent": "me"}, "Valid options: 'greedy', 'random', 'self'"),
-        ({"illegal": "noop"}, "illegal='noop' does not exist; take 'raise' or 'random'"),
+        ({"illegal": "skip"}, "illegal='skip' does not exist; take 'raise', 'random' or 'noop'"),
     ],
 )
 def test_arguments_that_do_not_exist(kwargs: dict[str, Any], message: str) -> None:
@@ -427,6 +427,34 @@ def test_illegal_actions_are_replaced_and_counted() -> None:
     assert reported + env._illegal_seen.sum() == sent
     assert (env._illegal_seen[[0, 1, 3]] == 0).all()
     assert len(set(moved)) > 20
+
+
+@pytest.mark.parametrize("illegal", [(2, 0, 0, 1), (2, 7, 0, 0), (9, 0, 0, 0), (-1, 0, 0, 0)])
+def test_illegal_actions_end_the_turn_and_are_counted(illegal: tuple[int, ...]) -> None:
+    """As if the agent had sent end_turn: an environment to which it did stays equal throughout."""
+    env, twin = EssenceWars(num_games=4, illegal="noop"), EssenceWars(num_games=4)
+    env.reset(0)
+    twin.reset(0)
+    rng = np.random.default_rng(0)
+    sent = reported = games = 0
+    for _ in range(80):
+        actions = drawn(env, rng)
+        ended = actions.copy()
+        actions[2], ended[2] = illegal, (0, 0, 0, 0)
+        sent += 1
+        _, rewards, terminals, _, infos = env.step(actions)
+        twin.step(ended)
+        assert (env.observations == twin.observations).all()
+        assert (rewards == twin.rewards).all()
+        assert (terminals == twin.terminals).all()
+        for info in infos:
+            reported += sum(info["illegal_actions"])
+            games += sum(n > 0 for n in info["illegal_actions"])
+    assert games > 1
+    assert env.illegal_actions == sent
+    assert twin.illegal_actions == 0
+    assert reported + env._illegal_seen.sum() == sent
+    assert (env._illegal_seen[[0, 1, 3]] == 0).all()
 
 
 def test_more_legal_actions_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,10 @@ from tcg_flatpolicy.spec import ActionSpec, Entity
 
 
 class AutoregressiveHead(nn.Module):
-    """logit(value | state, values before) = relu(state + what was chosen) . key of the value.
+    """logit(value | state, values before) = relu(state + what was chosen) . key + log(behind).
+
+    ``behind`` is how many legal tuples go on with the value, so that the untrained head is near
+    uniform over the list, as the flat one is, and not over primaries, which ends many a turn early.
 
     The key of a thing that an Entity points at is its embedding under a projection of the slot
     (attention over those things); the key of an Index is a learned row of its (primary, slot), so
@@ -36,8 +39,9 @@ class AutoregressiveHead(nn.Module):
         hidden_size: D, of the state.
         entity_sizes: {name: (n, E)}, what the encoder embeds: n rows of size E.
         width: W, of the layer that is read.
-        exact_entropy: let the trainer have the entropy over the whole legal list, which costs about
-            what scoring each listed tuple does.
+        exact_entropy: let the trainer have the entropy over the whole legal list, for which each
+            prefix of a listed tuple is scored: about twice the time for lists of a dozen tuples,
+            and more than scoring each tuple as a whole for long ones.
 
     Raises:
         ValueError: an Entity of the spec that the encoder does not embed, or too few rows of it.
@@ -146,13 +150,20 @@ class _Attention:
         return self.state
 
     def logits(
-        self, slot: int, context: Tensor, rows: Tensor, primaries: Tensor, choices: LegalActions
+        self,
+        slot: int,
+        context: Tensor,
+        rows: Tensor,
+        primaries: Tensor,
+        choices: LegalActions,
+        behind: Tensor,
     ) -> Tensor:
         head = self.head
         groups, values = choices.rows, choices.actions[:, 0]
+        prior = behind.to(context.dtype).log()
         if slot == 0:
             every = context.relu() @ head.primary_keys.t()  # (G, ids)
-            return every.flatten().index_select(0, groups * every.shape[1] + values)
+            return prior + every.flatten().index_select(0, groups * every.shape[1] + values)
         own = head.slot(slot)
         assert head.primary_rows is not None
         offsets = head.primary_rows[slot - 1].index_select(0, primaries)
@@ -172,7 +183,7 @@ class _Attention:
                 keys = self.things[name]
             scores = (queries.index_select(0, group) * keys.index_select(0, place)).sum(1)
             logits = logits.index_copy(0, chosen, scores)
-        return logits
+        return prior + logits
 
     def extend(
         self, slot: int, context: Tensor, rows: Tensor, primaries: Tensor, values: Tensor
@@ -185,11 +196,12 @@ class _Attention:
         for place, name, learned in zip(
             own.places.index_select(1, at), own.names, own.rows, strict=True
         ):
-            some = (place >= 0).unsqueeze(1)
-            place = place.clamp(min=0)
+            chosen = (place >= 0).nonzero().squeeze(1)
+            place = place.index_select(0, chosen)
             if name is None:
-                context = context + learned.index_select(0, place) * some
+                added = learned.index_select(0, place)
             else:
-                things = rows * head.entity_sizes[name][0] + place
-                context = context + (self.things[name].index_select(0, things) * some) @ learned
+                things = rows.index_select(0, chosen) * head.entity_sizes[name][0] + place
+                added = self.things[name].index_select(0, things) @ learned
+            context = context.index_add(0, chosen, added)
         return context

@@ -29,7 +29,13 @@ class Conditionals(Protocol):
         """(B, W): the context of each row, before its primary is drawn."""
 
     def logits(
-        self, slot: int, context: Tensor, rows: Tensor, primaries: Tensor, choices: LegalActions
+        self,
+        slot: int,
+        context: Tensor,
+        rows: Tensor,
+        primaries: Tensor,
+        choices: LegalActions,
+        behind: Tensor,
     ) -> Tensor:
         """Logits of the values that continue each prefix.
 
@@ -39,6 +45,7 @@ class Conditionals(Protocol):
             rows: (G,) int64, the row of each prefix.
             primaries: (G,) int64, the first value of each prefix; zeros for slot 0.
             choices: of G rows, n tuples of one value each.
+            behind: (n,) int64, how many legal tuples go on with each choice, at least 1.
 
         Returns:
             (n,) floats.
@@ -229,8 +236,8 @@ class LegalAutoregressive(Distribution):
         total = torch.zeros_like(groups, dtype=torch.float32)
         for slot, size in enumerate(self._sizes):
             keys = groups * size + legal.actions[:, slot]
-            choices, found = _continuing(keys, len(rows), size)
-            logits = self._conditionals.logits(slot, context, rows, primaries, choices)
+            choices, behind, found = _continuing(keys, len(rows), size)
+            logits = self._conditionals.logits(slot, context, rows, primaries, choices, behind)
             choice = _Choice(choices, logits, partial(_place, rows, slot))
             choice._check_scores()
             groups = torch.searchsorted(found, keys)
@@ -263,14 +270,15 @@ class LegalAutoregressive(Distribution):
         return self._path
 
     def _walk(self, given: Tensor | None, learning: bool) -> _Path:
-        groups, actions = self.legal.rows, self.legal.actions  # of the tuples that go on
+        legal = self.legal.distinct()
+        groups, actions = legal.rows, legal.actions  # of the tuples that go on
         rows = torch.arange(len(self.legal), device=groups.device)
         primaries = torch.zeros_like(rows)
         context = self._conditionals.start()
         values, scored = [], []
         for slot, size in enumerate(self._sizes):
-            choices, _ = _continuing(groups * size + actions[:, slot], len(rows), size)
-            logits = self._conditionals.logits(slot, context, rows, primaries, choices)
+            choices, behind, _ = _continuing(groups * size + actions[:, slot], len(rows), size)
+            logits = self._conditionals.logits(slot, context, rows, primaries, choices, behind)
             scored.append((choices, logits))
             value = self._draw(slot, choices, logits) if given is None else given[:, slot]
             values.append(value)
@@ -326,7 +334,7 @@ class LegalAutoregressive(Distribution):
         )
 
 
-def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, Tensor]:
+def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, Tensor, Tensor]:
     """With which values tuples go on.
 
     Args:
@@ -335,12 +343,13 @@ def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, T
         size: exclusive bound on the values.
 
     Returns:
-        G rows of values, each listed once and ascending; and their keys, ascending.
+        G rows of n values in all, each listed once and ascending; (n,) how many of the tuples have
+        each of them; (n,) their keys, ascending.
     """
-    listed = keys.new_zeros(prefixes * size, dtype=torch.bool).index_fill_(0, keys, True)
-    found = listed.nonzero().squeeze(1)
+    tuples = torch.bincount(keys, minlength=prefixes * size)
+    found = tuples.nonzero().squeeze(1)
     parents = torch.div(found, size, rounding_mode="floor")
-    counts = listed.view(prefixes, size).sum(1)
+    counts = torch.bincount(parents, minlength=prefixes)
     choices = LegalActions.trusted(
         (found - parents * size).unsqueeze(1),
         counts,
@@ -349,7 +358,7 @@ def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, T
         distinct=True,
         packing=(parents, counts.cumsum(0) - counts),
     )
-    return choices, found
+    return choices, tuples.index_select(0, found), found
 
 
 def _place(rows: Tensor, slot: int, prefix: int) -> tuple[int, int]:
