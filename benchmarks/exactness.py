@@ -1,13 +1,14 @@
 """What a head tells its trainer, against the truth: entropy and policy gradient, by enumeration.
 
-A head draws a tuple from pi. What is played is q: the tuple that was drawn where it is legal, else
-one drawn uniformly from the legal list, as the environment does. The return follows q. So the
-entropy of q and the gradients of that entropy and of the mean advantage under q are the truth, by
-one backward of the enumerated q. Against them stands what a trainer has of single draws:
+A head draws a tuple from pi. What is played is q: the tuple that was drawn, with 0 in the slots
+that its primary does not use, since engines ignore what stands there; where that is illegal, one
+drawn uniformly from the legal list, as the environment does. The return follows q. So the entropy
+of q and the gradients of that entropy and of the mean advantage under q are the truth, by one
+backward of the enumerated q. Against them stands what a trainer has of single draws:
 
 - the entropy that the head reports, and its gradient;
 - the policy gradient, advantage of what was played times the gradient of the log-prob of the tuple
-  that was drawn; or of the one played, for engines that write the replacement back.
+  that was drawn; or of the one played, for engines that write back what they played.
 
 Their means and variances over draws are exact too: every tuple that can be drawn is enumerated, and
 the gradients of each come from one backward in which a state stands once for each of its tuples.
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from baselines import HEADS, FixedHead, IndependentHeads, MasksPerHead
+from baselines import HEADS, FixedHead, IndependentHeads, MasksPerHead, ignore_unused
 from measure import table
 from torch import Tensor, nn
 
@@ -63,7 +64,10 @@ class Draws(NamedTuple):
     actions: Tensor
     """(M, H) int64."""
     position: Tensor
-    """(M,) int64, where each stands in the legal list (N,); -1 for one that is not legal."""
+    """(M,) int64, where each, with unused slots ignored, stands in the legal list (N,); -1 for one
+    that is illegal."""
+    listed: Tensor
+    """(M,) bool, whether each is itself in the list, as it is drawn."""
 
 
 # The measurement.
@@ -109,9 +113,9 @@ def measure(quick: bool, seed: int) -> dict[str, Any]:
             head = make_head(
                 factory, SPEC, encoder.hidden_size, encoder.entity_sizes, SETTINGS.head_width
             )
-            sharp, factor = sharpened(head, hidden, entities, legal)
+            sharp, factor = sharpened(head, hidden, entities, legal, SPEC)
             for kind, one, scale in zip(KINDS, (head, sharp), (1.0, factor), strict=True):
-                figures = evaluate(one, hidden, entities, legal, advantages)
+                figures = evaluate(one, hidden, entities, legal, advantages, SPEC)
                 heads[name][kind].append({**figures, "last layer times": scale})
     return {
         "states": size,
@@ -135,6 +139,7 @@ def evaluate(
     entities: Mapping[str, Tensor],
     legal: fp.LegalActions,
     advantages: Tensor,
+    spec: fp.ActionSpec,
 ) -> Figures:
     """Bias and variance over draws, by enumeration.
 
@@ -142,8 +147,9 @@ def evaluate(
         head: any of baselines.HEADS, made.
         hidden: (B, D).
         entities: {name: (B, n, E)}.
-        legal: B lists, none of them empty, no tuple twice in one.
+        legal: B lists, none of them empty, no tuple twice in one, 0 in unused slots.
         advantages: (N,) float64 of the legal tuples.
+        spec: says which slots a primary uses.
 
     Returns:
         ``entropy``: H(q) in nats, the mean over states; ``entropy bias`` and ``entropy sd``: of
@@ -153,15 +159,23 @@ def evaluate(
         norm of E[g] - g* over that of g*, both over all states and dimensions; ``... cosine`` of
         E[g] and g*; and ``... variance``, E|g - E[g]|^2 over the square of the norm of g*. (Masks
         that follow from logits count as given in g*, which leaves out how they jump.)
-        ``illegal share``: of draws; ``mass off by``: how far from 1 the sum of exp(log_prob) over
-        a state's legal list is, at most.
+        ``not listed share``: of draws, those not listed as they are drawn; ``illegal share``: those
+        not listed with unused slots ignored; ``mass off by``: how far from 1 the sum of
+        exp(log_prob) over a state's legal list is, at most.
 
     Raises:
-        ValueError: an empty list.
+        ValueError: an empty list, or a legal tuple with something in an unused slot.
     """
     if (legal.counts == 0).any():
         row = int((legal.counts == 0).nonzero()[0])
         raise ValueError(f"row {row}: legal.counts is 0; leave out states without a legal tuple")
+    changed = (ignore_unused(spec, legal.actions) != legal.actions).any(1)
+    if changed.any():
+        at = int(changed.nonzero()[0])
+        raise ValueError(
+            f"row {int(legal.rows[at])}: legal.actions has {tuple(legal.actions[at].tolist())}, of "
+            "which the primary does not use every slot that is not 0; set the others to 0"
+        )
     sums: dict[str, float] = {}
     largest = 0.0
     for rows in torch.arange(len(legal)).split(CHUNK):
@@ -172,6 +186,7 @@ def evaluate(
             {name: things[rows] for name, things in entities.items()},
             repeated(legal, rows),
             advantages[picked],
+            spec,
         )
         largest = max(largest, off)
         for key, value in some.items():
@@ -181,6 +196,7 @@ def evaluate(
         "entropy": sums["entropy"] / states,
         "entropy bias": sums["entropy bias"] / states,
         "entropy sd": (sums["entropy variance"] / states) ** 0.5,
+        "not listed share": sums["not listed"] / states,
         "illegal share": sums["illegal"] / states,
         "mass off by": largest,
     }
@@ -198,12 +214,13 @@ def moments(
     entities: Mapping[str, Tensor],
     legal: fp.LegalActions,
     advantages: Tensor,
+    spec: fp.ActionSpec,
 ) -> tuple[dict[str, float], float]:
     """The sums over states that :func:`evaluate` divides, and ``mass off by``."""
     states = len(legal)
     leaf = hidden.detach().requires_grad_()
     distribution = head(leaf, entities, legal)
-    draws = drawable(distribution, legal)
+    draws = drawable(distribution, legal, spec)
     q = played(log_probs(distribution, draws), draws, legal)
     # 0 log 0 = 0, also in the gradient.
     entropy = -row_sum(q * torch.where(q > 0, q, 1.0).log(), legal.rows, states)
@@ -212,17 +229,16 @@ def moments(
     q, entropy = q.detach(), entropy.detach()
 
     log_prob, log_prob_grad, told, told_grad = each_draw(head, hidden, entities, legal, draws)
-    prob, listed = log_prob.exp(), draws.position >= 0
-    illegal = row_sum(prob * ~listed, draws.rows, states)
-    # Of each draw, what is played in its place: itself, or any of the list.
+    prob, accepted = log_prob.exp(), draws.position >= 0
+    # Of each draw, what is played in its place: itself, unused slots ignored, or any of the list.
     lists = legal.counts
     of_played = torch.where(
-        listed,
+        accepted,
         advantages[draws.position],
         (row_sum(advantages, legal.rows, states) / lists)[draws.rows],
     )
     of_played_squared = torch.where(
-        listed,
+        accepted,
         advantages[draws.position].square(),
         (row_sum(advantages.square(), legal.rows, states) / lists)[draws.rows],
     )
@@ -233,11 +249,13 @@ def moments(
         "entropy": entropy.sum().item(),
         "entropy bias": (mean_told - entropy).sum().item(),
         "entropy variance": (prob * (told - mean_told[draws.rows]).square()).sum().item(),
-        "illegal": illegal.sum().item(),
+        "not listed": (prob * ~draws.listed).sum().item(),
+        "illegal": (prob * ~accepted).sum().item(),
     }
-    # The same draws, by the tuple that is played: each legal one with probability q.
+    # The same draws, by the tuple that is played: each legal one with probability q. It stands at
+    # the draw that is itself that tuple, not at others of which it is played.
     in_list = torch.zeros_like(draws.rows, dtype=torch.float64)
-    in_list[listed] = q[draws.position[listed]]
+    in_list[draws.listed] = q[draws.position[draws.listed]]
     for name, true, weight, second, grad in (
         (
             "entropy gradient",
@@ -267,17 +285,18 @@ def moments(
         sums[f"{name} off^2"] = (mean - true).square().sum().item()
         sums[f"{name} product"] = (mean * true).sum().item()
         sums[f"{name} second"] = second.item()
-    mass = row_sum(prob * listed, draws.rows, states)
+    mass = row_sum(prob * draws.listed, draws.rows, states)
     return sums, (mass - 1).abs().amax().item()
 
 
 # What can be drawn, and what is played.
 
 
-def drawable(distribution: Any, legal: fp.LegalActions) -> Draws:
+def drawable(distribution: Any, legal: fp.LegalActions, spec: fp.ActionSpec) -> Draws:
     """Every tuple that can be drawn: of independent heads all combinations of unmasked values."""
     if not isinstance(distribution, IndependentHeads):
-        return Draws(legal.rows, legal.actions, torch.arange(len(legal.rows)))
+        position = torch.arange(len(legal.rows))
+        return Draws(legal.rows, legal.actions, position, torch.ones_like(position).bool())
     sizes = [head.shape[1] for head in distribution.heads]
     step = int(np.prod(sizes))
     masks = distribution.masks.split(sizes, dim=1)
@@ -288,12 +307,13 @@ def drawable(distribution: Any, legal: fp.LegalActions) -> Draws:
         keys.append(row * step + number(product, sizes))
     listed = legal.rows * step + number(legal.actions, sizes)
     every = torch.cat([*keys, listed]).unique()  # also the legal tuples that cannot be drawn
-    ascending, order = listed.sort()
-    at = torch.searchsorted(ascending, every).clamp(max=len(listed) - 1)
-    position = torch.where(ascending[at] == every, order[at], -1)
     rows, within = every // step, every % step
-    values = np.unravel_index(within.numpy(), sizes)
-    return Draws(rows, torch.as_tensor(np.stack(values, axis=1)), position)
+    actions = torch.as_tensor(np.stack(np.unravel_index(within.numpy(), sizes), axis=1))
+    plays = rows * step + number(ignore_unused(spec, actions), sizes)
+    ascending, order = listed.sort()
+    at = torch.searchsorted(ascending, plays).clamp(max=len(listed) - 1)
+    accepted = ascending[at] == plays
+    return Draws(rows, actions, torch.where(accepted, order[at], -1), accepted & (plays == every))
 
 
 def number(actions: Tensor, sizes: list[int]) -> Tensor:
@@ -315,10 +335,10 @@ def log_probs(distribution: Any, draws: Draws) -> Tensor:
 
 def played(log_prob: Tensor, draws: Draws, legal: fp.LegalActions) -> Tensor:
     """(N,) q: the probability that each legal tuple is played."""
-    prob, listed = log_prob.exp(), draws.position >= 0
-    illegal = row_sum(prob * ~listed, draws.rows, len(legal))
+    prob, accepted = log_prob.exp(), draws.position >= 0
+    illegal = row_sum(prob * ~accepted, draws.rows, len(legal))
     spread = (illegal / legal.counts)[legal.rows]
-    return spread.index_add(0, draws.position[listed], prob[listed])
+    return spread.index_add(0, draws.position[accepted], prob[accepted])
 
 
 def each_draw(
@@ -371,7 +391,11 @@ def row_sum(values: Tensor, rows: Tensor, states: int) -> Tensor:
 
 
 def sharpened(
-    head: nn.Module, hidden: Tensor, entities: Mapping[str, Tensor], legal: fp.LegalActions
+    head: nn.Module,
+    hidden: Tensor,
+    entities: Mapping[str, Tensor],
+    legal: fp.LegalActions,
+    spec: fp.ActionSpec,
 ) -> tuple[nn.Module, float]:
     """A copy whose last layer is multiplied so that what it plays has half the uniform entropy.
 
@@ -385,7 +409,7 @@ def sharpened(
     @torch.no_grad()
     def entropy_played(factor: float) -> float:
         distribution = scaled(head, factor)(hidden, entities, legal)
-        draws = drawable(distribution, legal)
+        draws = drawable(distribution, legal, spec)
         q = played(log_probs(distribution, draws), draws, legal)
         return -(q * torch.where(q > 0, q, 1.0).log()).sum().item() / len(legal)
 
@@ -453,9 +477,10 @@ def report(results: dict[str, Any]) -> str:
         f"sharpened policies have their last layer multiplied until what they play has "
         f"{SHARPENED:.0%} of that (or, where uniform replacements keep it above, until what they "
         f"draw has {SHARPENED:.0%} of its first entropy). The truth is that of what is played: "
-        "an illegal tuple is replaced by a legal one drawn uniformly. Gradients are with "
-        "respect to the encoder's hidden, relative to the norm of the true one over all states "
-        "(variance: to its square, for one draw a state); advantages are made up: standard "
+        "what stands in a slot that the primary does not use is ignored, as engines do, and a "
+        "tuple that is illegal even so is replaced by a legal one drawn uniformly. Gradients are "
+        "with respect to the encoder's hidden, relative to the norm of the true one over all "
+        "states (variance: to its square, for one draw a state); advantages are made up: standard "
         "normal, with mean 0 over each list."
     )
     if several:
@@ -472,6 +497,7 @@ def report(results: dict[str, Any]) -> str:
             entropy_rows.append(
                 [
                     name,
+                    cell("not listed share", "%"),
                     cell("illegal share", "%"),
                     cell("entropy", ".2f"),
                     cell("entropy bias", "+.3f"),
@@ -482,7 +508,7 @@ def report(results: dict[str, Any]) -> str:
                 ]
             )
             variants = [("drawn", "policy gradient")]
-            if any(figures["illegal share"] > 0 for figures in policies):
+            if any(figures["not listed share"] > 0 for figures in policies):
                 variants.append(("played", "policy gradient of the played"))
             for stored, key in variants:
                 policy_rows.append(
@@ -497,7 +523,8 @@ def report(results: dict[str, Any]) -> str:
         body += f"\nEntropy, {kind}:\n\n" + table(
             [
                 "head",
-                "illegal draws",
+                "not listed as drawn",
+                "illegal, unused slots ignored",
                 "entropy of what is played, nats",
                 "bias of the entropy reported",
                 "sd over draws",
@@ -549,6 +576,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
 
     names = list(results["heads"])
     panels = [
@@ -570,9 +598,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for place, name in enumerate(names):
             for kind, shift in zip(KINDS, (-0.17, 0.17), strict=True):
                 policies = results["heads"][name][kind]
-                illegal = any(figures["illegal share"] > 0 for figures in policies)
+                replaced = any(figures["not listed share"] > 0 for figures in policies)
                 for measured, marker in ((key, "o"), (other, "s")):
-                    if measured is None or (marker == "s" and not illegal):
+                    if measured is None or (marker == "s" and not replaced):
                         continue
                     value = sum(figures[measured] for figures in policies) / len(policies)
                     axis.plot(
@@ -598,10 +626,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for label, name in zip(axes[0].get_yticklabels(), names, strict=True):
         label.set_color(COLOURS[name])
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    # Near 0 linear: one head's bias is ten times that of the others.
+    # Near 0 linear: one head's bias is many times that of the others.
     axes[1].set_xscale("symlog", linthresh=1.0, linscale=1.0)
-    axes[1].set_xticks([0, 1, 2, 5, 10], ["0", "1", "2", "5", "10"])
+    axes[1].set_xticks([0, 1, 2, 5, 10, 20], ["0", "1", "2", "5", "10", "20"])
+    axes[1].set_xlim(left=-0.3)
     axes[3].set_xscale("log")
+    # Else each of 2, 3, 4, ... is written as a power, one over the other, where a decade is wide.
+    axes[3].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes[3].xaxis.set_major_formatter("{x:g}")
+    axes[3].xaxis.set_minor_locator(NullLocator())
     figure.legend(
         handles=[
             Line2D([], [], marker=marker, color="#333333", markerfacecolor=face, linestyle="")
