@@ -1,7 +1,7 @@
 # Everything runs in one .venv, which the first target that needs it makes from nothing:
 # with python3 (3.10 to 3.13), make and a C++ compiler.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types format bench clean
+.PHONY: help setup train test lint types format bench speed clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +31,8 @@ help:
 	@echo "make lint     ruff check, ruff format --check"
 	@echo "make types    mypy, strict"
 	@echo "make format   let ruff fix and format"
-	@echo "make bench    the benchmarks' tables"
+	@echo "make bench    compare the ways to choose a tuple   make bench ARGS=--quick"
+	@echo "make speed    the speed of heads and of training   make speed ARGS=--quick"
 	@echo "make setup    only make .venv, which every target above makes first where it is missing"
 	@echo "make clean    remove .venv and the caches; runs/ stays"
 	@echo
@@ -62,8 +63,12 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/head.py
-	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+speed: $(READY)
+	$(BIN)/python benchmarks/head.py $(ARGS)
+	$(BIN)/python benchmarks/autoregressive.py $(ARGS)
+	$(BIN)/python benchmarks/end_to_end.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -480,8 +480,9 @@ def report(results: dict[str, Any]) -> str:
         "what stands in a slot that the primary does not use is ignored, as engines do, and a "
         "tuple that is illegal even so is replaced by a legal one drawn uniformly. Gradients are "
         "with respect to the encoder's hidden, relative to the norm of the true one over all "
-        "states (variance: to its square, for one draw a state); advantages are made up: standard "
-        "normal, with mean 0 over each list."
+        "states (variance: to its square, for one draw a state); near uniform play the gradient "
+        "of the entropy is itself close to 0, and what is relative to it says little. Advantages "
+        "are made up: standard normal, with mean 0 over each list."
     )
     if several:
         body += f" Figures are means over {results['policies']} policies (least to most)."
