@@ -440,6 +440,12 @@ def test_another_number_of_sizes(sizes: list[int]) -> None:
         LegalAutoregressive(GREEDY.legal, Table(GREEDY.tables, 2), sizes)
 
 
+def test_a_value_not_below_its_size() -> None:
+    legal = LegalActions.from_lists([[(0, 1)], [(1, 4)]])
+    with pytest.raises(ValueError, match="values up to 4 in slot 1, but its size is 4"):
+        LegalAutoregressive(legal, Behind([2, 4], 2), [2, 4])
+
+
 @pytest.mark.parametrize("validate_args", [True, False])
 def test_validate_args_is_kept(validate_args: bool) -> None:
     plain = LegalAutoregressive(GREEDY.legal, Table(GREEDY.tables, 2), GREEDY.sizes, validate_args)

@@ -85,8 +85,8 @@ class LegalAutoregressive(Distribution):
         validate_args: as in torch.distributions.
 
     Raises:
-        ValueError: tuples of another length than sizes. NaN and +inf logits raise in sample,
-            log_prob, entropy and what builds on them.
+        ValueError: tuples of another length than sizes, or with a value that is not below its
+            size. NaN and +inf logits raise in sample, log_prob, entropy and what builds on them.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
@@ -105,6 +105,12 @@ class LegalAutoregressive(Distribution):
                 f"legal tuples have {legal.actions.shape[1]} values, but there are "
                 f"{len(sizes)} sizes: the spec is that of other lists"
             )
+        for slot, (bound, size) in enumerate(zip(legal._sizes, sizes, strict=True)):
+            if bound > size:
+                raise ValueError(
+                    f"legal tuples have values up to {bound - 1} in slot {slot}, but its size is "
+                    f"{size}: the spec is that of other lists"
+                )
         self.legal = legal
         self._conditionals = conditionals
         self._sizes = sizes
