@@ -453,7 +453,7 @@ def last_layer(head: nn.Module) -> list[nn.Parameter]:
         TypeError: a head of another kind than those of baselines.HEADS.
     """
     if isinstance(head, fp.FlatHead):
-        return [head.scorer.readout]
+        return [head.scorer.readout, head.scorer.readout_of_state]
     if isinstance(head, MasksPerHead | FixedHead):
         return [head.net[2].weight, head.net[2].bias]
     if isinstance(head, fp.AutoregressiveHead):

@@ -19,13 +19,15 @@ from tcg_flatpolicy.spec import ActionSpec, Entity, Index, Part
 
 
 class TupleScorer(nn.Module):
-    """score(tuple | state) = readout . relu(state + primary + sum of its slots' projections).
+    """score(tuple | state) = readout(state) . relu(state + primary + sum of slots' projections).
 
     What a slot holds is embedded by the role that the tuple's own primary gives it: a learned row
     for an Index (the same name, the same table), the encoder's embedding of the thing pointed at
     for an Entity, the right one of these for a OneOf. Each (primary, slot, role) has a projection
     of its own, so a slot's meaning and its place both count, and state and slots meet under the
-    relu: a pair can be worth something that neither of its parts is alone.
+    relu: a pair can be worth something that neither of its parts is alone. The readout follows the
+    state, so that a liking for a kind of action in a kind of state is a product, which is learned
+    sooner than which units of the relu are on in both.
 
     All projected rows stand in one table, and a tuple sums a few rows of it. Index rows are
     projected once a call, whatever the batch; an entity is projected once for each (primary, slot)
@@ -112,9 +114,10 @@ class TupleScorer(nn.Module):
         self._buffer("_key_a_row", a_row.ravel())
         self._buffer("_slot_steps", np.arange(slots, dtype=np.int64) * self._lookup_shape[2])
 
-        # Near uniform at first. One dimension only: PufferLib's LSTMWrapper re-initialises every
-        # matrix, with a gain that would start from a sure policy.
+        # Near uniform at first. Not a Linear: PufferLib's LSTMWrapper re-initialises every matrix
+        # that is named a weight, with a gain that would start from a sure policy.
         self.readout = nn.Parameter(torch.randn(width) * 0.1 / width**0.5)
+        self.readout_of_state = nn.Parameter(fan_in(width, width) * 0.01)
 
     def forward(
         self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
@@ -141,7 +144,9 @@ class TupleScorer(nn.Module):
         keys = (self._key + batch * self._key_a_batch).index_select(0, at)
         keys = keys.view_as(values_of_slots)  # (N, slots)
 
-        state = self.state(hidden).float()  # (B, W)
+        state = self.state(hidden)  # (B, W)
+        readout = torch.addmm(self.readout, state, self.readout_of_state)  # (B, W)
+        state = state.float()
         width = state.shape[1]
         table = [state.new_zeros(1, width), self.primaries]
         if self.embeddings is not None and self.index_projections is not None:
@@ -160,8 +165,9 @@ class TupleScorer(nn.Module):
             table += projected
         states = self._static_rows + legal.rows.unsqueeze(1)
         codes = torch.cat([1 + primaries, states, keys], dim=1)
+        whole = torch.cat(table)
         scores: Tensor = _SumRowsAndRead.apply(  # type: ignore[no-untyped-call]
-            torch.cat(table), codes, self.readout
+            whole, codes, readout.to(whole.dtype), legal.rows
         )
         return scores
 
@@ -272,38 +278,42 @@ def fan_in(inputs: int, outputs: int) -> Tensor:
 class _SumRowsAndRead(torch.autograd.Function):
     """relu(sum of table rows) . readout for each tuple, without ever holding N times W numbers.
 
-    table (R, W), codes (N, C) rows of it, readout (W,) -> (N,). Works through the tuples in pieces
-    that stay in a core's cache, and adds up the hidden layer again in the backward pass: some time
-    for memory that does not grow with N times W.
+    table (R, W), codes (N, C) rows of it, readout (B, W), rows (N,) of it -> (N,). Works through
+    the tuples in pieces that stay in a core's cache, and adds up the hidden layer again in the
+    backward pass: some time for memory that does not grow with N times W.
     """
 
     PIECE = 4096
 
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, codes: Tensor, readout: Tensor) -> Tensor:
-        ctx.save_for_backward(table, codes, readout)
+    def forward(
+        ctx: FunctionCtx, table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(table, codes, readout, rows)
         scores = table.new_empty(len(codes))
-        for piece, out in zip(
-            codes.split(_SumRowsAndRead.PIECE), scores.split(_SumRowsAndRead.PIECE), strict=True
-        ):
+        pieces = zip(*_pieces(codes, rows, scores), strict=True)
+        for piece, of_rows, out in pieces:
             hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
-            torch.mv(hidden, readout, out=out)
+            torch.sum(hidden.mul_(readout.index_select(0, of_rows)), dim=1, out=out)
         return scores
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, Tensor]:
-        table, codes, readout = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        table, codes, readout, rows = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_table = torch.zeros_like(table)
         grad_readout = torch.zeros_like(readout)
-        for piece, upstream in zip(
-            codes.split(_SumRowsAndRead.PIECE), grad.split(_SumRowsAndRead.PIECE), strict=True
-        ):
+        for piece, of_rows, upstream in zip(*_pieces(codes, rows, grad), strict=True):
             hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
-            grad_readout.addmv_(hidden.t(), upstream)
             # In place: fresh memory of this size costs more than the sums. sign() of what a relu
             # gave is its derivative.
-            active = hidden.sign_().mul_(readout).mul_(upstream.unsqueeze(1))
+            active = readout.index_select(0, of_rows).mul_(upstream.unsqueeze(1))
+            active.mul_(hidden.sign())
+            grad_readout.index_add_(0, of_rows, hidden.mul_(upstream.unsqueeze(1)))
             for column in piece.unbind(1):
                 grad_table.index_add_(0, column, active)
-        return grad_table, None, grad_readout
+        return grad_table, None, grad_readout, None
+
+
+def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return [tensor.split(_SumRowsAndRead.PIECE) for tensor in tensors]

@@ -72,7 +72,8 @@ def reference(
 
     scores = []
     for row, action in zip(legal.rows.tolist(), legal.actions.tolist(), strict=True):
-        x = scorer.state(hidden[row]) + scorer.primaries[action[0]]
+        state = scorer.state(hidden[row])
+        x = state + scorer.primaries[action[0]]
         for part in SPEC.parts:
             value = action[1 + part.slot] - part.start
             if part.primary != action[0] or not 0 <= value < part.role.size:
@@ -81,7 +82,7 @@ def reference(
                 x = x + scorer.embeddings[begins[part.role.name] + value] @ projection(part)
             else:
                 x = x + entities[part.role.name][row, value] @ projection(part)
-        scores.append(torch.relu(x) @ scorer.readout)
+        scores.append(torch.relu(x) @ (scorer.readout + state @ scorer.readout_of_state))
     return torch.stack(scores) if scores else torch.zeros(0)
 
 
