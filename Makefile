@@ -1,7 +1,7 @@
 # Everything runs in one .venv, which the first target that needs it makes from nothing:
 # with python3 (3.10 to 3.13), make and a C++ compiler.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types format bench speed clean
+.PHONY: help setup train test lint types format bench speed verify clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,7 @@ help:
 	@echo "make format   let ruff fix and format"
 	@echo "make bench    compare the ways to choose a tuple   make bench ARGS=--quick"
 	@echo "make speed    the speed of heads and of training   make speed ARGS=--quick"
+	@echo "make verify   audit Essence Wars and an untrained policy in it   make verify ARGS='--seed 2'"
 	@echo "make setup    only make .venv, which every target above makes first where it is missing"
 	@echo "make clean    remove .venv and the caches; runs/ stays"
 	@echo
@@ -69,6 +70,9 @@ speed: $(READY)
 	$(BIN)/python benchmarks/head.py $(ARGS)
 	$(BIN)/python benchmarks/autoregressive.py $(ARGS)
 	$(BIN)/python benchmarks/end_to_end.py $(ARGS)
+
+verify: $(READY)
+	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 20000 --policy flat $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -1,4 +1,4 @@
-"""The command line: ``python -m tcg_flatpolicy train`` and ``eval``."""
+"""The command line: ``python -m tcg_flatpolicy train``, ``eval`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tcg_flatpolicy.evaluate import WinRate
+from tcg_flatpolicy.policy import Policy
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
+from tcg_flatpolicy.verify import command
+
+if TYPE_CHECKING:
+    from tcg_flatpolicy.train import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "train":
             return _train(options)
+        if options.command == "verify":
+            return command.run(options)
         return _eval(options)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -72,6 +80,7 @@ def _parser(settings: type) -> argparse.ArgumentParser:
     evaluate.add_argument("--games", type=int, default=1000, help="games of each way to act")
     evaluate.add_argument("--opponent", default="greedy", help="built-in opponent")
     evaluate.add_argument("--seed", type=int, default=2_000_000, help="of the games and the draws")
+    command.add_parser(commands)
     return parser
 
 
@@ -100,20 +109,34 @@ def _train(options: argparse.Namespace) -> int:
     return 130 if report.interrupted else 0
 
 
-def _eval(options: argparse.Namespace) -> int:
+def trained_policy(run: Path) -> tuple[Settings, Policy]:
+    """The settings and the policy, on the CPU, of a run folder or its checkpoint.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not a checkpoint of this library's `train`, or one of another version.
+        ImportError: PufferLib or the game is not installed.
+    """
     from tcg_flatpolicy import train
     from tcg_flatpolicy.envs.essence_wars import EssenceWars
     from tcg_flatpolicy.run_folder import read_checkpoint
 
-    if options.games < 1:
-        raise ValueError(f"--games must be at least 1, got {options.games}")
-    content = read_checkpoint(options.run)
+    content = read_checkpoint(run)
     try:
         settings = train.Settings(**content["settings"])
     except TypeError as error:
-        raise ValueError(f"{options.run} was written by another version: {error}") from error
+        raise ValueError(f"{run} was written by another version: {error}") from error
     policy = train.make_policy(settings, EssenceWars(1, settings.deck1, settings.deck2))
     policy.load_state_dict(content["policy"])
+    return settings, policy
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from tcg_flatpolicy import train
+
+    if options.games < 1:
+        raise ValueError(f"--games must be at least 1, got {options.games}")
+    settings, policy = trained_policy(options.run)
     results = train.evaluate(settings, policy, options.games, options.opponent, options.seed)
     print(f"{settings.deck1} against {settings.deck2}, {options.opponent} opponent, 95% interval")
     _print_results(results, "  ")

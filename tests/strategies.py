@@ -1,4 +1,4 @@
-"""Hypothesis strategies that several test files share: specs, legal lists, struct dtypes."""
+"""Hypothesis strategies that several test files share: tcg_flatpolicy.testing's, and structs."""
 
 from __future__ import annotations
 
@@ -11,76 +11,22 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tcg_flatpolicy import ActionSpec, Entity, Index, OneOf, Primary
+from tcg_flatpolicy.testing import Action, Lists, legal_lists, plain_roles, roles, specs
+from tcg_flatpolicy.testing import actions as actions_of
 
-Action = tuple[int, ...]
-Lists = list[list[Action]]
+__all__ = ["Action", "Lists", "actions_of", "legal_lists", "plain_roles", "roles", "specs"]
+
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 FLOATS = ["float16", "float32", "float64"]
 
-# ---- specs
-
-
-def plain_roles(max_size: int = 4) -> st.SearchStrategy[Index | Entity]:
-    """An Index or an Entity."""
-    return st.builds(
-        lambda kind, name, size: kind(name, size),
-        st.sampled_from([Index, Entity]),
-        st.sampled_from("abc"),
-        st.integers(1, max_size),
-    )
-
-
-def roles(max_size: int = 4) -> st.SearchStrategy[Index | Entity | OneOf]:
-    """Any role of a slot."""
-    plain = plain_roles(max_size)
-    return plain | st.lists(plain, min_size=1, max_size=3).map(lambda parts: OneOf(*parts))
-
-
-@st.composite
-def specs(draw: Draw, max_primaries: int = 4, max_slots: int = 3, max_size: int = 4) -> ActionSpec:
-    """Specs with gaps between ids, ids out of order, and a no-op of their own."""
-    count = draw(st.integers(1, max_primaries))
-    ids = draw(st.lists(st.integers(0, 9), min_size=count, max_size=count, unique=True))
-    primaries = [
-        Primary(f"p{number}", *draw(st.lists(roles(max_size), max_size=max_slots)), id=number)
-        for number in ids
-    ]
-    nvec = ActionSpec(primaries).nvec.tolist()
-    noop = draw(st.none() | actions_below(nvec))
-    return ActionSpec(primaries, noop=noop)
+# ---- legal lists
 
 
 def actions_below(nvec: list[int]) -> st.SearchStrategy[Action]:
     """Any tuple of ``MultiDiscrete(nvec)``."""
     return st.tuples(*(st.integers(0, int(size) - 1) for size in nvec))
-
-
-def actions_of(spec: ActionSpec) -> st.SearchStrategy[Action]:
-    """Tuples within a spec: a declared primary, values in their roles' ranges, zeros elsewhere."""
-
-    def of(primary: Primary) -> st.SearchStrategy[Action]:
-        used = [st.integers(0, role.size - 1) for role in primary.slots]
-        unused = [st.just(0)] * (spec.slots - len(used))
-        return st.tuples(st.just(primary.id), *used, *unused)
-
-    return st.sampled_from(list(spec.primaries.values())).flatmap(of)
-
-
-# ---- legal lists
-
-
-def legal_lists(
-    actions: st.SearchStrategy[Action], max_rows: int = 6, max_length: int = 8
-) -> st.SearchStrategy[Lists]:
-    """Lists of any number of rows, none included; empty rows and repeated tuples are frequent."""
-    few = st.lists(actions, min_size=1, max_size=3).flatmap(
-        lambda pool: st.lists(st.sampled_from(pool), max_size=max_length)
-    )
-    row = st.one_of(st.just([]), few, st.lists(actions, max_size=max_length))
-    return st.lists(row, max_size=max_rows)
 
 
 def thousands(rng: np.random.Generator, nvec: list[int], rows: int, longest: int) -> Lists:

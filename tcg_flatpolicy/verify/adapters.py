@@ -1,0 +1,725 @@
+"""One way to play any kind of environment, and to read the lists that it shows.
+
+An audit sees every environment as B rows, one for each agent: `adapt` picks the adapter for a
+native PufferEnv, PufferLib's emulation, a PufferLib vector environment (Serial, Multiprocessing), a
+gymnasium.Env or a PettingZoo environment (parallel or AEC; known by what they offer, so PettingZoo
+need not be installed).
+
+What only the engine knows, an environment may offer through four optional names, on itself or on
+what it wraps (``.env``, ``.driver_env``); each enables the checks that need it:
+
+=====================================  ==========================================================
+``to_move(row) -> bool``               whether that row is the one to move (`KnowsWhoMoves`)
+``is_legal(row, action) -> bool``      whether the engine would take the tuple (`KnowsLegality`)
+``fork() -> environment``              an independent copy that can be stepped (`Forks`)
+``illegal_actions: int``               how many illegal actions it was sent (`CountsIllegal`)
+=====================================  ==========================================================
+
+``row`` is the number of the agent in that environment, from 0 (so 0 for a gymnasium.Env), and under
+PettingZoo the agent's name; ``action`` is a tuple of 1 + slots ints. Of a Serial vector environment
+each part is asked about its own rows, from 0 again; the parts of a Multiprocessing one are in other
+processes and cannot be asked.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from tcg_flatpolicy.layout import LegalLayout, _resolve, env_layers
+from tcg_flatpolicy.legal import _as_tensor
+from tcg_flatpolicy.spec import ActionSpec, IntArray
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Row: TypeAlias = int | str
+"""What names a row to the engine: a number, or an agent's name under PettingZoo."""
+LegalCallable: TypeAlias = Callable[[Any, Any], Sequence[Sequence[int]]]
+"""``legal_actions(observation, info)``: one agent's legal tuples."""
+HeadMasks: TypeAlias = Callable[[Any, Any], Sequence[Any]] | Sequence[str]
+"""``head_masks(observation, info)``: one bool array a head, of one agent; or fields' names."""
+
+
+class KnowsWhoMoves(Protocol):
+    """An environment that says who is to move."""
+
+    def to_move(self, row: Any) -> bool:
+        """Whether the row is to move now."""
+
+
+class KnowsLegality(Protocol):
+    """An environment that says what its engine would take."""
+
+    def is_legal(self, row: Any, action: tuple[int, ...]) -> bool:
+        """Whether the row may play the tuple now. Must not depend on the list that is shown."""
+
+
+class Forks(Protocol):
+    """An environment that can be copied as it stands."""
+
+    def fork(self) -> Any:
+        """An independent copy of the environment; stepping it must not change this one."""
+
+
+class CountsIllegal(Protocol):
+    """An environment that replaces illegal actions, and counts them."""
+
+    illegal_actions: int
+    """How many illegal actions were sent so far."""
+
+
+class WorkerDied(RuntimeError):
+    """A process of a vector environment has ended, so that waiting for it would never end."""
+
+
+@dataclass
+class Shown:
+    """What an environment shows at one time.
+
+    Attributes:
+        observations: (B, columns) array, or a list of B observations, None for absent agents. May
+            be the environment's own memory: it is valid until the next step only.
+        infos: of each row; empty where the environment gives none by row.
+        live: (B,) bool: rows whose observation is of a running episode.
+        fresh: whether this follows a `reset` of the whole environment.
+        illegal: illegal actions that the step's infos count, for environments that cannot be asked.
+    """
+
+    observations: Any
+    infos: list[Any]
+    live: BoolArray
+    fresh: bool = False
+    illegal: int = 0
+
+
+class Adapter(ABC):
+    """An environment as B rows.
+
+    Attributes:
+        env: the environment.
+        rows: how the engine calls each of the B rows.
+        parts: the environments that can be asked about their rows, and the number of the first row
+            of each.
+        single_agent: whether its one agent has to act in every state.
+    """
+
+    def __init__(self, env: Any, rows: Sequence[Row], single_agent: bool = False) -> None:
+        self.env = env
+        self.rows = list(rows)
+        self.parts: list[tuple[int, Any]] = [(0, env)]
+        self.single_agent = single_agent
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @abstractmethod
+    def reset(self, seed: int | None) -> Shown:
+        """Starts anew; None goes on with the environment's own generator."""
+
+    @abstractmethod
+    def step(self, actions: npt.NDArray[Any]) -> Shown:
+        """Plays (B, 1 + slots) numbers, or starts the next episode where all are over."""
+
+    def selected(self) -> BoolArray | None:
+        """(B,) bool: who is to move, where the kind of environment itself says so."""
+        return None
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self.env.close()
+
+    def name(self, row: int) -> str:
+        """A row in words."""
+        return f"row {row}" if isinstance(self.rows[row], int) else f"agent {self.rows[row]!r}"
+
+
+class PufferAdapter(Adapter):
+    """A native PufferEnv, or one environment under PufferLib's emulation; read from its buffers."""
+
+    def __init__(self, env: Any) -> None:
+        emulated = bool(getattr(env, "emulated", False))
+        super().__init__(env, range(env.num_agents), single_agent=_wraps_single_agent(env))
+        self._emulated = emulated
+
+    def reset(self, seed: int | None) -> Shown:
+        """As `Adapter.reset`."""
+        infos = self.env.reset(seed=seed)[1]
+        return self._shown(infos, fresh=True)
+
+    def step(self, actions: npt.NDArray[Any]) -> Shown:
+        """As `Adapter.step`."""
+        if self._emulated and self.env.done:
+            return self.reset(None)
+        return self._shown(self.env.step(_sent(actions, self.env.single_action_space))[4])
+
+    def _shown(self, infos: Any, fresh: bool = False) -> Shown:
+        live = np.array(getattr(self.env, "masks", np.ones(len(self))), dtype=bool)
+        if self._emulated:
+            live &= ~(np.asarray(self.env.terminals) | np.asarray(self.env.truncations))
+        return Shown(self.env.observations, [{}] * len(self), live, fresh, _illegal_in(infos))
+
+
+class VectorAdapter(Adapter):
+    """A PufferLib vector environment: Serial, or Multiprocessing with all workers in each batch."""
+
+    def __init__(self, env: Any) -> None:
+        if env.agents_per_batch != env.num_agents:
+            raise ValueError(
+                f"{type(env).__name__} hands out {env.agents_per_batch} of its {env.num_agents} "
+                "agents at a time; audit it with batch_size=num_envs"
+            )
+        super().__init__(env, range(env.num_agents), single_agent=_wraps_single_agent(env))
+        self.parts = []
+        if hasattr(env, "envs"):  # Serial; the driver of a Multiprocessing one is never stepped
+            sizes = [part.num_agents for part in env.envs]
+            starts = np.cumsum([0, *sizes[:-1]]).tolist()
+            self.parts = list(zip(starts, env.envs, strict=True))
+            self.rows = [row for size in sizes for row in range(size)]
+
+    def name(self, row: int) -> str:
+        """As `Adapter.name`."""
+        return f"row {row}"
+
+    def reset(self, seed: int | None) -> Shown:
+        """As `Adapter.reset`."""
+        self.env.async_reset(0 if seed is None else seed)
+        return self._receive(fresh=True)
+
+    def step(self, actions: npt.NDArray[Any]) -> Shown:
+        """As `Adapter.step`."""
+        self.env.send(_sent(actions, self.env.single_action_space))
+        return self._receive()
+
+    def _receive(self, fresh: bool = False) -> Shown:
+        processes = getattr(self.env, "processes", None)
+        while processes and (self.env.buf["semaphores"] < _WORKING).any():
+            if not all(process.is_alive() for process in processes):
+                raise WorkerDied(
+                    "a worker of the vector environment has ended; what it raised is on its "
+                    "standard error, and audit_env names it under the Serial backend"
+                )
+            time.sleep(1e-4)
+        received = self.env.recv()
+        observations, _, terminals, truncations, *_, infos, _, masks = received
+        live = np.array(masks, dtype=bool)
+        if self.env.emulated:
+            live &= ~(np.asarray(terminals, bool) | np.asarray(truncations, bool))
+        return Shown(observations, [{}] * len(self), live, fresh, _illegal_in(infos))
+
+
+_WORKING = 5
+"""Semaphores of PufferLib's workers from this number on say that the worker has answered."""
+
+
+class GymnasiumAdapter(Adapter):
+    """A gymnasium.Env: one row."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env, [0], single_agent=True)
+
+    def reset(self, seed: int | None) -> Shown:
+        """As `Adapter.reset`."""
+        observation, info = self.env.reset(seed=seed)
+        return Shown([observation], [info], np.ones(1, dtype=bool), fresh=True)
+
+    def step(self, actions: npt.NDArray[Any]) -> Shown:
+        """As `Adapter.step`."""
+        action = _sent(actions, self.env.action_space)[0]
+        observation, _, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            return self.reset(None)
+        return Shown([observation], [info], np.ones(1, dtype=bool))
+
+
+class ParallelAdapter(Adapter):
+    """A PettingZoo ParallelEnv: one row for each possible agent."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env, list(env.possible_agents))
+
+    def reset(self, seed: int | None) -> Shown:
+        """As `Adapter.reset`."""
+        observations, infos = self.env.reset(seed=seed)
+        return self._shown(observations, infos, self.rows, fresh=True)
+
+    def step(self, actions: npt.NDArray[Any]) -> Shown:
+        """As `Adapter.step`."""
+        sent = {
+            agent: _sent(actions[row : row + 1], self.env.action_space(agent))[0]
+            for row, agent in enumerate(self.rows)
+            if agent in self.env.agents
+        }
+        observations, _, terminated, truncated, infos = self.env.step(sent)
+        if not self.env.agents:
+            return self.reset(None)
+        running = [a for a in observations if not (terminated.get(a) or truncated.get(a))]
+        return self._shown(observations, infos, running)
+
+    def _shown(
+        self,
+        observations: Mapping[Any, Any],
+        infos: Any,
+        running: Sequence[Any],
+        fresh: bool = False,
+    ) -> Shown:
+        live = np.array([agent in observations and agent in running for agent in self.rows])
+        return Shown(
+            [observations.get(agent) for agent in self.rows],
+            [infos.get(agent, {}) for agent in self.rows],
+            live,
+            fresh,
+        )
+
+
+class AECAdapter(Adapter):
+    """A PettingZoo AECEnv: one row for each possible agent; only the selected one plays."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env, list(env.possible_agents))
+
+    def reset(self, seed: int | None) -> Shown:
+        """As `Adapter.reset`."""
+        self.env.reset(seed=seed)
+        return self._shown(fresh=True)
+
+    def step(self, actions: npt.NDArray[Any]) -> Shown:
+        """As `Adapter.step`."""
+        agent = self.env.agent_selection
+        row = self.rows.index(agent)
+        self.env.step(_sent(actions[row : row + 1], self.env.action_space(agent))[0])
+        while self.env.agents and self._is_over(self.env.agent_selection):
+            self.env.step(None)  # PettingZoo's way to take a finished agent out
+        if not self.env.agents:
+            return self.reset(None)
+        return self._shown()
+
+    def selected(self) -> BoolArray | None:
+        """As `Adapter.selected`."""
+        return np.array([agent == self.env.agent_selection for agent in self.rows])
+
+    def _is_over(self, agent: Any) -> bool:
+        env = self.env
+        return bool(env.terminations.get(agent, True) or env.truncations.get(agent, True))
+
+    def _shown(self, fresh: bool = False) -> Shown:
+        agents = self.env.agents
+        live = np.array([agent in agents and not self._is_over(agent) for agent in self.rows])
+        return Shown(
+            [self.env.observe(agent) if agent in agents else None for agent in self.rows],
+            [self.env.infos.get(agent, {}) for agent in self.rows],
+            live,
+            fresh,
+        )
+
+
+def adapt(env: Any) -> Adapter:
+    """The adapter for an environment.
+
+    Raises:
+        TypeError: an environment of none of the known kinds.
+        ValueError: a vector environment that hands out only some of its agents at a time.
+    """
+    if hasattr(env, "agents_per_batch") and hasattr(env, "recv"):
+        return VectorAdapter(env)
+    if hasattr(env, "num_agents") and hasattr(env, "single_action_space"):
+        return PufferAdapter(env)
+    if hasattr(env, "possible_agents"):
+        return AECAdapter(env) if hasattr(env, "agent_iter") else ParallelAdapter(env)
+    if isinstance(env, gymnasium.Env):
+        return GymnasiumAdapter(env)
+    raise TypeError(
+        f"{type(env).__name__} is no environment that can be audited: it must be a PufferEnv, a "
+        "PufferLib vector environment, a gymnasium.Env, or a PettingZoo ParallelEnv or AECEnv"
+    )
+
+
+class Engine:
+    """What an environment's engine says through the optional names of this module.
+
+    Attributes:
+        knows_who_moves, knows_legality, forks, counts_illegal: what it offers, for all rows.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._rows = adapter.rows
+        self._starts = [start for start, _ in adapter.parts]
+        self._parts = [part for _, part in adapter.parts]
+        self._to_move = self._methods("to_move")
+        self._is_legal = self._methods("is_legal")
+        self._fork = self._methods("fork")
+        self.knows_who_moves = bool(self._to_move)
+        self.knows_legality = bool(self._is_legal)
+        self.forks = bool(self._fork)
+        self.counts_illegal = bool(self._parts) and all(
+            _layer_with(part, "illegal_actions") is not None for part in self._parts
+        )
+
+    def _methods(self, name: str) -> list[Callable[..., Any]]:
+        """The method of each part; none at all if one part lacks it."""
+        layers = [_layer_with(part, name) for part in self._parts]
+        methods = [getattr(layer, name, None) for layer in layers]
+        return [m for m in methods if callable(m)] if all(map(callable, methods)) else []
+
+    def _part(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def to_move(self) -> BoolArray:
+        """(B,) bool, whether each row is to move. Needs ``to_move``."""
+        moves = self._to_move
+        return np.array([bool(moves[self._part(r)](n)) for r, n in enumerate(self._rows)])
+
+    def is_legal(self, row: int, action: tuple[int, ...]) -> bool:
+        """Whether the engine would take an action of a row. Needs ``is_legal``."""
+        return bool(self._is_legal[self._part(row)](self._rows[row], action))
+
+    def refuses(self, actions: IntArray, row: int) -> bool:
+        """Whether a fork raises at, or counts, illegal actions. Needs ``fork``.
+
+        Args:
+            actions: (B, 1 + slots), of all rows.
+            row: the row whose environment is forked.
+        """
+        part = self._part(row)
+        adapter = adapt(self._fork[part]())
+        start = self._starts[part]
+        before = _illegal_count(adapter.env)
+        try:
+            adapter.step(actions[start : start + len(adapter)])
+        except Exception:
+            return True
+        return _illegal_count(adapter.env) > before
+
+    def illegal_actions(self) -> int:
+        """How many illegal actions were counted so far, by all parts."""
+        return sum(_illegal_count(part) for part in self._parts)
+
+
+@dataclass
+class Lists:
+    """The legal lists of B rows as they are shown, right or wrong; N tuples in all.
+
+    Attributes:
+        actions: (N, 1 + slots) int64, packed by row; -1 for what is not a whole number.
+        rows: (N,) int64, ascending.
+        places: (N,) int64, of each tuple in its row's list.
+        counts: (B,) int64, how many tuples of each row were read.
+        said: (B,) int64, the count as the observation has it.
+        behind: (B,) bool: something other than zeros follows the counted tuples, and is not what
+            stood in the same place in the state before (a list that is not cleared).
+        first_behind: (B,) int64: the place of the first of it; meaningless elsewhere.
+        following: (B, 1 + slots) int64: what follows the last counted tuple; zeros if nothing does.
+        room: how many tuples a list has room for; None where lists have no padding.
+        most_count: the largest number that the count can be; None if it has no bound.
+    """
+
+    actions: IntArray
+    rows: IntArray
+    places: IntArray
+    counts: IntArray
+    said: IntArray
+    behind: BoolArray
+    first_behind: IntArray
+    following: IntArray
+    room: int | None = None
+    most_count: int | None = None
+
+    @cached_property
+    def starts(self) -> IntArray:
+        """(B,) int64: where each row begins in ``actions``."""
+        starts: IntArray = np.cumsum(self.counts) - self.counts
+        return starts
+
+    def of(self, row: int) -> list[tuple[int, ...]]:
+        """One row's list."""
+        start = int(self.starts[row])
+        return [tuple(a) for a in self.actions[start : start + int(self.counts[row])].tolist()]
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """(B,) uint64: equal for equal lists in equal order; 0 for an empty one."""
+        slots = self.actions.shape[1]
+        mixed = (self.actions.astype(np.uint64) * _WEIGHTS[:slots]).sum(axis=1, dtype=np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * _ODD + np.uint64(1)
+        mixed = (mixed ^ (mixed >> np.uint64(32))) * (2 * self.places + 1).astype(np.uint64)
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+        starts = self.starts
+        digests: npt.NDArray[np.uint64] = sums[starts + self.counts] - sums[starts]
+        return digests
+
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, 64, dtype=np.uint64) * np.uint64(2) + _ODD
+
+
+class Reader(ABC):
+    """Reads lists, and masks per head, from what an environment shows."""
+
+    has_count = True
+    """Whether lists come padded, with a count."""
+
+    @abstractmethod
+    def read(self, shown: Shown) -> Lists:
+        """The lists of all rows; those of rows that are not live are empty."""
+
+    @abstractmethod
+    def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
+        """(B, ...) of a field, for masks per head."""
+
+    def head_masks(self, shown: Shown, masks: HeadMasks) -> list[BoolArray]:
+        """One (B, size) bool array a head; rows that are not live are False.
+
+        Raises:
+            ValueError: masks of another number for each row.
+        """
+        if not callable(masks):
+            fields = [self.field(shown, name) for name in masks]
+            return [(f.reshape(len(f), -1) != 0) & shown.live[:, None] for f in fields]
+        heads: list[BoolArray] = []
+        for row in np.flatnonzero(shown.live).tolist():
+            of_row = [np.asarray(m) != 0 for m in masks(shown.observations[row], shown.infos[row])]
+            if not heads:
+                heads = [np.zeros((len(shown.live), len(m)), dtype=bool) for m in of_row]
+            for head, mask in zip(heads, of_row, strict=True):
+                head[row] = mask
+        return heads
+
+
+class _PaddedReader(Reader):
+    def __init__(self) -> None:
+        self._before: list[npt.NDArray[Any]] = []
+
+    def _from_padded(
+        self,
+        said: npt.NDArray[Any],
+        columns: list[npt.NDArray[Any]],
+        live: BoolArray,
+        most_count: int | None,
+    ) -> Lists:
+        """From counts (B,) and one (B, K) array a value of the tuples, which are kept."""
+        room = columns[0].shape[1]
+        said = np.where(live, _whole(said), 0)
+        counts = np.clip(said, 0, room)
+        counted = np.arange(room) < counts[:, None]
+        rows, places = np.nonzero(counted)
+        actions = np.stack([_whole(c[rows, places]) for c in columns], axis=1)
+
+        last = np.arange(len(counts)), np.minimum(counts, room - 1)
+        following = np.stack([_whole(c[last]) for c in columns], axis=1)
+        following[(counts == room) | ~live] = 0
+
+        behind = columns[0] != 0
+        for column in columns[1:]:
+            behind |= column != 0
+        behind &= ~counted & live[:, None]
+        if behind.any() and self._before:
+            same = [c == b for c, b in zip(columns, self._before, strict=True)]
+            behind &= ~np.logical_and.reduce(same)
+        self._before = columns
+        return Lists(
+            actions,
+            rows,
+            places,
+            counts,
+            said,
+            behind.any(axis=1),
+            behind.argmax(axis=1),
+            following,
+            room,
+            most_count,
+        )
+
+
+class LayoutReader(_PaddedReader):
+    """Reads flat observations by a `LegalLayout`."""
+
+    def __init__(self, layout: LegalLayout) -> None:
+        super().__init__()
+        self.layout = layout
+        kind = layout.count.dtype
+        self._most_count = int(np.iinfo(kind).max) if kind.kind in "iu" else None
+
+    def _records(self, shown: Shown) -> npt.NDArray[Any]:
+        observations = shown.observations
+        if isinstance(observations, list):
+            flat = next((o for o in observations if o is not None), None)
+            if not isinstance(flat, np.ndarray):
+                raise TypeError(
+                    f"the layout reads flat arrays, an observation here is a {type(flat).__name__};"
+                    " pass layout=(count, actions), the keys of a Dict observation, or "
+                    "legal_actions"
+                )
+            blank = np.zeros_like(flat)
+            observations = np.stack([blank if o is None else o for o in observations])
+        data = self.layout._bytes(_as_tensor(observations.reshape(len(observations), -1)))
+        records: npt.NDArray[Any] = data.numpy().view(self.layout.dtype)[:, 0]
+        return records
+
+    def read(self, shown: Shown) -> Lists:
+        """As `Reader.read`."""
+        records = self._records(shown)
+        said = _resolve(records, self.layout.count_name).reshape(len(records))
+        columns = [np.array(view) for view in self.layout._action_views(records)]
+        return self._from_padded(said, columns, shown.live, self._most_count)
+
+    def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
+        """As `Reader.field`."""
+        return _resolve(self._records(shown), name)
+
+
+class NamesReader(_PaddedReader):
+    """Reads Dict observations: a count and a padded (K, 1 + slots) list under two keys."""
+
+    def __init__(self, count: str, actions: str) -> None:
+        super().__init__()
+        self._count, self._actions = count, actions
+
+    def read(self, shown: Shown) -> Lists:
+        """As `Reader.read`."""
+        said = self.field(shown, self._count).reshape(len(shown.live))
+        padded = self.field(shown, self._actions)
+        if padded.ndim != 3:
+            raise ValueError(
+                f"{self._actions!r} must be (K, 1 + slots) in an observation, it is "
+                f"{padded.shape[1:]}"
+            )
+        columns = [np.array(padded[:, :, j]) for j in range(padded.shape[2])]
+        return self._from_padded(said, columns, shown.live, None)
+
+    def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
+        """As `Reader.field`."""
+        shape = next(np.shape(o[name]) for o in shown.observations if o is not None)
+        return np.stack(
+            [np.zeros(shape) if o is None else np.asarray(o[name]) for o in shown.observations]
+        )
+
+
+class CallableReader(Reader):
+    """Asks a callable for each row's list."""
+
+    has_count = False
+
+    def __init__(self, legal_actions: LegalCallable, slots: int) -> None:
+        self._legal_actions, self._width = legal_actions, 1 + slots
+
+    def read(self, shown: Shown) -> Lists:
+        """As `Reader.read`."""
+        lists = [
+            list(self._legal_actions(shown.observations[row], shown.infos[row])) if live else []
+            for row, live in enumerate(shown.live.tolist())
+        ]
+        counts = np.array([len(one) for one in lists], dtype=np.int64)
+        flat = [tuple(action) for one in lists for action in one]
+        wrong = next((action for action in flat if len(action) != self._width), None)
+        if wrong is not None:
+            raise ValueError(
+                f"legal_actions gave {wrong}: {len(wrong)} values, the spec's tuples have "
+                f"{self._width}"
+            )
+        actions = _whole(np.array(flat).reshape(len(flat), self._width))
+        rows = np.repeat(np.arange(len(lists)), counts)
+        places = np.arange(len(flat)) - (np.cumsum(counts) - counts)[rows]
+        none = np.zeros(len(lists), dtype=bool)
+        return Lists(
+            actions,
+            rows,
+            places,
+            counts,
+            counts,
+            none,
+            np.zeros_like(counts),
+            np.zeros((len(lists), self._width), dtype=np.int64),
+        )
+
+    def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
+        """As `Reader.field`."""
+        raise TypeError(
+            f"head_masks names the field {name!r}, and there is no layout to find it; pass a "
+            "callable head_masks(observation, info)"
+        )
+
+
+def reader_for(
+    env: Any,
+    spec: ActionSpec,
+    layout: LegalLayout | tuple[str, str] | None,
+    legal_actions: LegalCallable | None,
+) -> Reader:
+    """The reader for what was given or, of an environment, found.
+
+    Args:
+        env: the environment, asked for ``legal_layout`` if nothing is given.
+        spec: of its tuples.
+        layout: a layout of flat observations, or the keys of count and list in a Dict observation
+            (also one that PufferLib has emulated).
+        legal_actions: gives each agent's tuples; takes the layout's place.
+
+    Raises:
+        TypeError: nothing that lists could be read with.
+        ValueError: a layout whose tuples have another number of values than the spec's.
+    """
+    if legal_actions is not None:
+        return CallableReader(legal_actions, spec.slots)
+    if layout is None:
+        layer = _layer_with(env, "legal_layout")
+        layout = None if layer is None else layer.legal_layout
+    if isinstance(layout, tuple):
+        emulated = any(isinstance(getattr(e, "emulated", None), dict) for e in env_layers(env))
+        if not emulated:
+            return NamesReader(*layout)
+        layout = LegalLayout.from_env(env, *layout)
+    if layout is None:
+        raise TypeError(
+            f"{type(env).__name__} has no legal_layout; pass layout=, or legal_actions=, a "
+            "callable (observation, info) -> list of tuples"
+        )
+    if len(layout.columns) != 1 + spec.slots:
+        raise ValueError(
+            f"the layout's tuples have {len(layout.columns)} values, the spec's {1 + spec.slots}"
+        )
+    return LayoutReader(layout)
+
+
+def _layer_with(env: Any, name: str) -> Any:
+    """The outermost layer that has an attribute of that name which is not None, or None."""
+    return next((e for e in env_layers(env) if getattr(e, name, None) is not None), None)
+
+
+def _illegal_count(env: Any) -> int:
+    layer = _layer_with(env, "illegal_actions")
+    return 0 if layer is None else int(layer.illegal_actions)
+
+
+def _illegal_in(infos: Any) -> int:
+    """Illegal actions that the infos of a step count, each a number or a list of numbers."""
+    found = [info.get("illegal_actions", 0) for info in _dicts(infos)]
+    return sum(int(np.sum(value)) for value in found)
+
+
+def _dicts(infos: Any) -> list[dict[str, Any]]:
+    return [i for i in ([infos] if isinstance(infos, dict) else infos) if isinstance(i, dict)]
+
+
+def _wraps_single_agent(env: Any) -> bool:
+    """Whether it is PufferLib's emulation of a gymnasium.Env, whose one agent always acts."""
+    driver = getattr(env, "driver_env", env)
+    return bool(getattr(driver, "emulated", False)) and isinstance(driver, gymnasium.Env)
+
+
+def _sent(actions: npt.NDArray[Any], space: Any) -> npt.NDArray[Any]:
+    """Actions (B, 1 + slots) as the space takes them: without a last dimension for a Discrete."""
+    return actions[:, 0] if getattr(space, "shape", None) == () else actions
+
+
+def _whole(values: npt.NDArray[Any]) -> IntArray:
+    """As int64; -1 for what is not a whole number."""
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            values = np.where(np.isfinite(values) & (values == np.floor(values)), values, -1)
+    return values.astype(np.int64)
