@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pettingzoo
 import pufferlib
 
 import tcg_flatpolicy as fp
@@ -397,7 +398,7 @@ class _Zoo:
         pass
 
 
-class Parallel(_Zoo):
+class Parallel(_Zoo, pettingzoo.ParallelEnv):
     """The game as a PettingZoo ParallelEnv: the waiting player's action is ignored."""
 
     def to_move(self, row: str) -> bool:
@@ -420,19 +421,17 @@ class Parallel(_Zoo):
         return self._seen(), zeros, over, dict.fromkeys(agents, False), {a: {} for a in agents}
 
 
-class AEC(_Zoo):
+class AEC(_Zoo, pettingzoo.AECEnv):
     """The game as a PettingZoo AECEnv; ``leaky`` shows the waiting player the mover's list."""
 
     def __init__(self, leaky: bool = False) -> None:
         super().__init__()
         self.leaky = leaky
 
-    def agent_iter(self) -> Any:
-        while self.agents:
-            yield self.agent_selection
-
     def reset(self, seed: int | None = None, options: Any = None) -> None:
         self.start(seed)
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
         self.terminations = dict.fromkeys(self.agents, False)
         self.truncations = dict.fromkeys(self.agents, False)
         self.infos: dict[str, Any] = {agent: {} for agent in self.agents}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 from pufferlib import pufferl
 
 import tcg_flatpolicy as fp
+from tcg_flatpolicy import cli
+from tcg_flatpolicy.verify import environment, policy
 from tests.games import trainer_config
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -42,7 +46,7 @@ def execute(tmp_path: Path) -> Any:
 
 
 def test_every_python_block_is_tested() -> None:
-    assert len(BLOCKS) == README.count("```python") == 4
+    assert len(BLOCKS) == README.count("```python") == 8
 
 
 @pytest.mark.parametrize("name", ["native", "gymnasium"])
@@ -80,3 +84,36 @@ def test_the_distribution_alone(execute: Callable[..., Any]) -> None:
     namespace = execute("alone", {})
     assert namespace["legal"].contains(namespace["actions"]).all()
     assert np.isfinite(namespace["scores"].grad.numpy()).all()
+
+
+def test_verifying_the_native_environment(
+    execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    game = execute("asked", execute("native", {}))
+    module = types.ModuleType("mygame")
+    module.__dict__.update(game, make=game["Asked"])
+    monkeypatch.setitem(sys.modules, "mygame", module)
+    assert cli.main(["verify", "mygame:make", "--policy", "flat"]) == 0
+    out = capfd.readouterr().out
+    for check in (environment.MOVER, environment.LISTED_LEGAL, environment.UNLISTED):
+        assert re.search(rf"passed +environment: {check}", out), check
+
+    tests = execute("suite", {})["TestMyGame"]()
+    passed = []
+    for test, checks in (
+        (tests.test_environment, environment.CHECKS),
+        (tests.test_policy, policy.CHECKS),
+    ):
+        for check in checks:
+            try:
+                test(check)
+                passed.append(check)
+            except pytest.skip.Exception:
+                pass
+    assert set(policy.CHECKS) <= set(passed)
+
+    game = execute("monitor", game)
+    game["trainer"].evaluate()
+    assert game["vecenv"].counts.sent == 64 * 8
+    execute("enumerate", game)
+    assert "the list and the rules list the same" in capfd.readouterr().out
