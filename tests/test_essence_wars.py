@@ -408,6 +408,19 @@ def test_arguments_that_do_not_exist(kwargs: dict[str, Any], message: str) -> No
         EssenceWars(**kwargs)
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"opponent": "random"}, {"deck2": "random"}])
+def test_a_seed_gives_the_same_games_again_in_the_same_environment(kwargs: dict[str, Any]) -> None:
+    env = EssenceWars(num_games=8, **kwargs)
+    seen = []
+    for _ in range(2):
+        env.reset(7)
+        rng = np.random.default_rng(7)
+        for _ in range(80):
+            env.step(drawn(env, rng))
+        seen.append(env.observations.copy())
+    assert (seen[0] == seen[1]).all()
+
+
 def test_illegal_actions_are_replaced_and_counted() -> None:
     env = EssenceWars(num_games=4, illegal="random")
     env.reset(0)

@@ -253,6 +253,8 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         """
         if seed is not None:
             self._rng = np.random.default_rng(seed)
+            # A batch's built-in opponent draws from a generator that goes on from game to game.
+            self._batches = [self._new_batch(rows.stop - rows.start) for rows in self._slices]
         for game in range(self.num_agents):
             self._start(game)
         self.rewards[:] = 0
