@@ -72,7 +72,8 @@ speed: $(READY)
 	$(BIN)/python benchmarks/end_to_end.py $(ARGS)
 
 verify: $(READY)
-	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 20000 --policy flat $(ARGS)
+	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 100000 $(ARGS)
+	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 5000 --policy flat $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

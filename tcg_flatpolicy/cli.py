@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "verify":
             return command.run(options)
         return _eval(options)
+    except KeyboardInterrupt:  # train has its own way to stop
+        return _fail("interrupted", 130)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         return _fail(MISSING_PUFFERLIB if missing == "pufferlib" else str(error))
@@ -155,6 +157,6 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return status

@@ -364,7 +364,7 @@ class Solo(gymnasium.Env):  # type: ignore[type-arg]
 
 
 class _Zoo:
-    """What the two PettingZoo forms share; they need no PettingZoo to be one."""
+    """What the two PettingZoo forms share."""
 
     possible_agents = ("first", "second")
     action_spec = SPEC

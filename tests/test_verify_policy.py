@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pufferlib.emulation
 import pufferlib.models
 import pufferlib.vector
 import pytest
@@ -18,6 +19,8 @@ from tcg_flatpolicy.layout import env_attribute
 from tcg_flatpolicy.verify import Report
 from tcg_flatpolicy.verify import policy as audit
 from tcg_flatpolicy.verify.policy import audit_policy
+from tests.broken import SPEC as DUEL_SPEC
+from tests.broken import Solo
 from tests.games import BANDIT_SPEC, CARDS, ROOM, Bandit, BanditEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -571,3 +574,11 @@ def test_chi_square_knows_right_from_wrong() -> None:
     assert audit._tail(statistic, freedom) < 1e-30
     # 16 for one degree of freedom: twice the normal tail beyond 4.
     assert audit._tail(16.0, 1) == pytest.approx(6.334e-5, rel=1e-3)
+
+
+def test_an_environment_without_rows_of_observations_is_refused() -> None:
+    env = pufferlib.emulation.GymnasiumPufferEnv(env_creator=Solo)
+    layout = fp.LegalLayout.from_env(env, count="n", actions="legal")
+    policy = fp.FlatPolicy(env, spec=fp.ActionSpec.from_nvec(DUEL_SPEC.nvec), layout=layout)
+    with pytest.raises(ValueError, match=r"observations of shape .*put it into a vector env"):
+        audit_policy(policy, env)

@@ -297,6 +297,10 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         self._observe()
         return self.observations, self.rewards, self.terminals, self.truncations, infos
 
+    def to_move(self, row: int) -> bool:
+        """Always: a row is the player to move. For tcg_flatpolicy.verify."""
+        return True
+
     def close(self) -> None:
         """Nothing to free: the games go with this object."""
 

@@ -381,6 +381,12 @@ class _Audit:
     def _play(self, steps: int, seed: int) -> list[_Steps]:
         env, asked = self.env, self.asked
         observations, _ = env.reset(seed=seed)
+        if np.ndim(observations) < 2:
+            raise ValueError(
+                f"{type(env).__name__} gives observations of shape {np.shape(observations)}, a "
+                "policy takes one row an agent: put it into a vector environment, "
+                "pufferlib.vector.make(..., backend=pufferlib.vector.Serial)"
+            )
         agents = len(observations)
         reward = done = torch.zeros(agents, device=asked.device)
         share = min(1.0, CLOSE_ROWS / steps)
