@@ -576,9 +576,9 @@ def test_chi_square_knows_right_from_wrong() -> None:
     assert audit._tail(16.0, 1) == pytest.approx(6.334e-5, rel=1e-3)
 
 
-def test_an_environment_without_rows_of_observations_is_refused() -> None:
+def test_a_single_emulated_environment_is_refused() -> None:
     env = pufferlib.emulation.GymnasiumPufferEnv(env_creator=Solo)
     layout = fp.LegalLayout.from_env(env, count="n", actions="legal")
     policy = fp.FlatPolicy(env, spec=fp.ActionSpec.from_nvec(DUEL_SPEC.nvec), layout=layout)
-    with pytest.raises(ValueError, match=r"observations of shape .*put it into a vector env"):
+    with pytest.raises(ValueError, match=r"rewards of shape .*put it into a vector environment"):
         audit_policy(policy, env)

@@ -381,12 +381,6 @@ class _Audit:
     def _play(self, steps: int, seed: int) -> list[_Steps]:
         env, asked = self.env, self.asked
         observations, _ = env.reset(seed=seed)
-        if np.ndim(observations) < 2:
-            raise ValueError(
-                f"{type(env).__name__} gives observations of shape {np.shape(observations)}, a "
-                "policy takes one row an agent: put it into a vector environment, "
-                "pufferlib.vector.make(..., backend=pufferlib.vector.Serial)"
-            )
         agents = len(observations)
         reward = done = torch.zeros(agents, device=asked.device)
         share = min(1.0, CLOSE_ROWS / steps)
@@ -428,6 +422,12 @@ class _Audit:
                 close.append(rows.take(torch.as_tensor(np.flatnonzero(chosen)).to(asked.device)))
             sent = self._sendable(actions, listed, legal)
             observations, rewards, terminals, truncations, _ = env.step(sent)
+            if np.shape(rewards) != (agents,):
+                raise ValueError(
+                    f"{type(env).__name__}.step gives rewards of shape {np.shape(rewards)} for "
+                    f"{agents} rows of observations: put it into a vector environment, "
+                    "pufferlib.vector.make(..., backend=pufferlib.vector.Serial)"
+                )
             reward = torch.as_tensor(np.array(rewards)).to(asked.device).float()
             done = torch.as_tensor(np.logical_or(terminals, truncations)).to(asked.device).float()
             carried = dict(after)
