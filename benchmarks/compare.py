@@ -77,8 +77,16 @@ def claim(scale: Scale, folder: Path) -> None:
         ValueError: it holds one of another scale, or something else.
     """
     path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder with --folder")
     if path.exists():
-        held = json.loads(path.read_text())
+        try:
+            held = dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no configuration of a comparison ({error}); name another folder with "
+                "--folder, or remove it"
+            ) from error
         for field in fields(Scale):
             ours = getattr(scale, field.name)
             if held.get(field.name) != ours:
@@ -100,13 +108,15 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
-    made = make()
+    made = {**make(), "provenance": measure.provenance()}
     write_json(path, made)
     return made
 
 
-def learn(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """All training runs: {task: {label: Summary}}."""
+def learn(
+    scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """All training runs: {task: {label: Summary}}, and the commits at which they were made."""
     illegal: Any = scale.illegal
     heads = list(baselines.HEADS)
     tuned: dict[tuple[str, str], learning.Run] = {}
@@ -134,7 +144,11 @@ def learn(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -> 
             if task != learning.COUPLED:
                 runs.append(learning.game_ppo_run(task, seed, steps, scale.eval_games))
     say(f"learning: {len(runs)} runs")
-    return learning.summaries(learning.run_all(runs, folder / "runs", jobs, say))
+    results = learning.run_all(runs, folder / "runs", jobs, say)
+    commits = sorted({result.told["provenance"]["commit"] for result in results})
+    if len(commits) > 1:
+        say(f"the runs were made at several commits: {', '.join(commits)}")
+    return learning.summaries(results), commits
 
 
 def costs(
@@ -204,7 +218,7 @@ def rate(spread: learning.Spread) -> str:
     if len(spread.values) == 1:
         return f"{spread.mean:.1%}"
     low, high = max(spread.low, 0.0), min(spread.high, 1.0)
-    return f"{spread.mean:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{spread.mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def report(
@@ -279,7 +293,7 @@ def compare(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -
     timed = once(folder / "speed.json", lambda: speed.measure(scale.quick, SEED))
     say("exactness")
     exact = once(folder / "exactness.json", lambda: exactness.measure(scale.quick, SEED))
-    told = learn(scale, folder, jobs, say)
+    told, commits = learn(scale, folder, jobs, say)
     learning.draw(told, folder)
     exactness.draw(exact, folder / "exactness.png")
     speed.draw(timed, folder / "speed.png")
@@ -288,12 +302,14 @@ def compare(scale: Scale, folder: Path, jobs: int, say: Callable[[str], None]) -
         {
             **measure.provenance(),
             "scale": asdict(scale),
+            "commits of the training runs": commits,
             "learning": {t: {k: asdict(s) for k, s in of.items()} for t, of in told.items()},
             "exactness": exact,
             "speed": timed,
         },
     )
     text = report(scale, told, exact, timed)
+    text += f"- commits of the training runs: {', '.join(commits)}\n"
     write_whole(folder / "report.md", text.encode())
     say(text)
     say(f"written to {folder}")
@@ -318,8 +334,14 @@ def main() -> int:
         changes["seeds"] = options.seeds
     scale = Scale(**{**asdict(scale), **changes})
     folder = options.folder or measure.RESULTS / ("compare-quick" if scale.quick else "compare")
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    # It takes SIGINT for itself when it is imported, and would end the program at once.
+    import pufferlib.pufferl  # noqa: F401
+
     try:
-        compare(scale, folder, options.jobs, lambda line: print(line, flush=True))
+        with learning.sigint_raises():
+            compare(scale, folder, options.jobs, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -129,7 +129,7 @@ class Run:
                 "bptt_horizon": 8,
                 "minibatch_size": 512,
                 "hidden_size": 128,
-                "entity_size": 16,
+                "entity_size": 64,
             }
         return Settings(
             seed=self.seed,
@@ -530,7 +530,7 @@ def run_all(
         say(f"{done} of {len(runs)} runs are already finished")
     running: dict[Run, subprocess.Popen[bytes]] = {}
     last_said = time.monotonic()
-    with _sigint_raises():
+    with sigint_raises():
         try:
             while todo or running:
                 while todo and len(running) < jobs:
@@ -604,7 +604,7 @@ def _progress(run: Run, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _sigint_raises() -> Iterator[None]:
+def sigint_raises() -> Iterator[None]:
     """KeyboardInterrupt for SIGINT, also where pufferl was imported and took the signal."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -17,7 +17,7 @@ from torch.distributions.constraints import Constraint
 from tcg_flatpolicy.legal import LegalActions
 
 
-class WholeTuples(Constraint):
+class _WholeTuples(Constraint):
     """Whole numbers, whatever their dtype; whether a tuple is listed is answered by log_prob."""
 
     is_discrete = True
@@ -78,7 +78,7 @@ class LegalCategorical(Distribution):
     @property
     def support(self) -> Constraint:
         """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
-        return WholeTuples()
+        return _WholeTuples()
 
     @property
     def mean(self) -> Tensor:

@@ -175,7 +175,8 @@ class Policy(nn.Module):
 
         It holds in rollout and update alike, so log-probs stay exact. Set it before a rollout: an
         update (a forward with gradients) on tuples drawn (without) under other settings raises. It
-        is saved in the state_dict. To evaluate between rollout and update, use a copy.
+        is saved in the state_dict. With an autoregressive head it scores the whole list, and the
+        trainer's entropy is then exact. To evaluate between rollout and update, use a copy.
 
         Args:
             temperature: positive; above 1 flattens the distribution.
@@ -255,6 +256,13 @@ class Policy(nn.Module):
     ) -> tuple[TupleDistribution, Tensor]:
         hidden, legal, entities = encoded
         distribution: TupleDistribution = self.head(hidden, entities, legal)
+        shapes = [tuple(getattr(distribution, f"{kind}_shape", ())) for kind in ("batch", "event")]
+        if shapes != [(len(legal),), (1 + legal.slots,)]:
+            raise TypeError(
+                f"{type(self.head).__name__} must return a distribution of batch_shape "
+                f"({len(legal)},) and event_shape ({1 + legal.slots},), got a "
+                f"{type(distribution).__name__} of {shapes[0]} and {shapes[1]}"
+            )
         temperature, epsilon = self._exploration
         if temperature != 1.0:
             distribution = distribution.tempered(temperature)
@@ -299,7 +307,9 @@ class FlatPolicy(Policy):
     """The Policy with the flat head: one categorical over exactly the legal list."""
 
     def __init__(self, env: Any = None, **arguments: Any) -> None:
-        super().__init__(env, **{"head": "flat", **arguments})
+        if "head" in arguments:
+            raise TypeError("FlatPolicy has the flat head; for another one take Policy(head=...)")
+        super().__init__(env, head="flat", **arguments)
 
 
 class RecurrentPolicy(Policy):

@@ -39,10 +39,24 @@ def test_a_part_is_measured_once(tmp_path: Path) -> None:
         made.append(1)
         return {"ratio": 2.5}
 
-    for _ in range(2):
-        assert compare.once(tmp_path / "speed.json", make) == {"ratio": 2.5}
+    first, again = (compare.once(tmp_path / "speed.json", make) for _ in range(2))
     assert len(made) == 1
-    assert json.loads((tmp_path / "speed.json").read_text()) == {"ratio": 2.5}
+    assert first == again == json.loads((tmp_path / "speed.json").read_text())
+    assert first["ratio"] == 2.5
+    assert {"commit", "date", "machine", "versions"} <= first["provenance"].keys()
+
+
+@pytest.mark.parametrize("content", ["[1]", "not json"])
+def test_a_configuration_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is no configuration .* remove it"):
+        compare.claim(compare.QUICK, tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "compare").write_text("")
+    with pytest.raises(ValueError, match="is a file; name a folder with --folder"):
+        compare.claim(compare.QUICK, tmp_path / "compare")
 
 
 def test_the_wrong_folder_ends_with_one_line(
@@ -60,5 +74,7 @@ def test_shares_and_rates_in_words() -> None:
     one = compare.learning.spread([0.5])
     assert compare.rate(one) == "50.0%"
     three = compare.learning.spread([0.4, 0.5, 0.6])  # t(2) = 4.303, sd 0.1
-    assert compare.rate(three) == "50.0% [25, 75]"
-    assert compare.rate(compare.learning.spread([0.9, 1.0])).endswith(", 100]")  # no share above 1
+    assert compare.rate(three) == "50.0% [25.2, 74.8]"
+    assert compare.rate(compare.learning.spread([0.9, 1.0])).endswith(
+        ", 100.0]"
+    )  # no share above 1

@@ -440,6 +440,30 @@ def test_another_number_of_sizes(sizes: list[int]) -> None:
         LegalAutoregressive(GREEDY.legal, Table(GREEDY.tables, 2), sizes)
 
 
+def test_changed_weights_are_not_mixed_with_what_was_read_before() -> None:
+    torch.manual_seed(0)
+    given = inputs(MIXED, [everything_of(MIXED)] * 3)
+    head = given.head()
+    dist = head(given.hidden, given.entities, given.legal)
+    actions = dist.sample()
+    before = dist.enumerated().log_prob(actions)
+    with torch.no_grad():
+        next(head.parameters()).add_(1.0)
+    with pytest.raises(RuntimeError, match="weights have changed since this distribution was made"):
+        dist.log_prob(torch.zeros_like(actions))
+    assert torch.equal(dist.enumerated().log_prob(actions), before)  # kept
+
+
+def test_made_without_a_graph_it_has_none_later() -> None:
+    torch.manual_seed(0)
+    given = inputs(MIXED, [everything_of(MIXED)] * 3)
+    with torch.no_grad():
+        dist = given.head()(given.hidden, given.entities, given.legal)
+    actions = dist.sample()
+    assert not dist.log_prob(actions).requires_grad
+    assert not dist.entropy().requires_grad
+
+
 def test_a_value_not_below_its_size() -> None:
     legal = LegalActions.from_lists([[(0, 1)], [(1, 4)]])
     with pytest.raises(ValueError, match="values up to 4 in slot 1, but its size is 4"):
@@ -1543,3 +1567,33 @@ def test_the_shipped_optimizer(trainer_of: Any) -> None:
     for old, new in zip(before, trainer.uncompiled_policy.parameters(), strict=True):
         assert new.isfinite().all()
         assert not torch.equal(old, new)
+
+
+def test_a_head_that_returns_something_else_is_refused(env: Bandit) -> None:
+    class Scores(nn.Module):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__()
+
+        def forward(self, hidden: Tensor, entities: Any, legal: LegalActions) -> Any:
+            return torch.distributions.Categorical(logits=torch.zeros(len(legal), 5))
+
+    with pytest.raises(
+        TypeError, match=r"Scores must return a distribution of batch_shape \(16,\)"
+    ):
+        policy_of(env, Scores).forward_eval(observe(env))
+
+
+def test_a_head_of_other_arguments_is_refused(env: Bandit) -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+
+    with pytest.raises(
+        TypeError, match=r"is called with \(spec, hidden_size, entity_sizes, width\)"
+    ):
+        policy_of(env, Bare)
+
+
+def test_the_flat_policy_takes_no_other_head(env: Bandit) -> None:
+    with pytest.raises(TypeError, match="FlatPolicy has the flat head"):
+        fp.FlatPolicy(env, head="autoregressive")

@@ -2,7 +2,7 @@
 
 A head is an nn.Module, ``head(hidden, entities, legal)``, that returns a distribution over the
 tuples of each row. :class:`tcg_flatpolicy.Policy` takes any: one of these by its name, or a class
-or function of your own with the signature of :data:`HeadFactory`.
+or function of your own, called as ``Head(spec, hidden_size, entity_sizes, width)``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,12 @@ def make_head(
             f"head must be a name or a factory (spec, hidden_size, entity_sizes, width) -> module, "
             f"such as the class itself, got {head!r}"
         )
-    made: Any = head(spec, hidden_size, entity_sizes, width)
+    try:
+        made: Any = head(spec, hidden_size, entity_sizes, width)
+    except TypeError as error:
+        raise TypeError(
+            f"head {head!r} is called with (spec, hidden_size, entity_sizes, width): {error}"
+        ) from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"{head!r} made {type(made).__name__}, a head is an nn.Module")
     return made

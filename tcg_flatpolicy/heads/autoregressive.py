@@ -32,7 +32,8 @@ class AutoregressiveHead(nn.Module):
 
     The cost of a draw grows with the number of slots and of values next to the drawn path, not
     with the number of legal tuples. The trainer's entropy is `LegalAutoregressive.path_entropy`, a
-    one-sample estimate, unless ``exact_entropy``.
+    one-sample estimate, unless ``exact_entropy``. What speaks of whole tuples (the mode and
+    fp.Greedy, exploration) scores every prefix of the list.
 
     Args:
         spec: what tuples mean.
@@ -142,11 +143,18 @@ class _Attention:
     ) -> None:
         self.head = head
         self.state = state  # (B, W)
+        self.versions = [parameter._version for parameter in head.parameters()]
         self.things = {
             name: entities[name].flatten(0, 1).float() for name in head.spec.entity_names
         }  # (B * n, E)
 
     def start(self) -> Tensor:
+        # Weights are read when they are asked for, and the state was read before.
+        if self.versions != [parameter._version for parameter in self.head.parameters()]:
+            raise RuntimeError(
+                "the head's weights have changed since this distribution was made, so it can no "
+                "longer be asked: ask before the optimizer's step, or keep enumerated()"
+            )
         return self.state
 
     def logits(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
 
-from tcg_flatpolicy.distribution import LegalCategorical, WholeTuples, draw, log_softmax
+from tcg_flatpolicy.distribution import LegalCategorical, _WholeTuples, draw, log_softmax
 from tcg_flatpolicy.legal import LegalActions
 
 
@@ -113,6 +113,7 @@ class LegalAutoregressive(Distribution):
                 )
         self.legal = legal
         self._conditionals = conditionals
+        self._with_graph = torch.is_grad_enabled()
         self._sizes = sizes
         self._path: _Path | None = None  # the last one
         self._enumerated: tuple[LegalCategorical, bool] | None = None  # and whether it has a graph
@@ -123,7 +124,7 @@ class LegalAutoregressive(Distribution):
     @property
     def support(self) -> Constraint:
         """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
-        return WholeTuples()
+        return _WholeTuples()
 
     @property
     def mean(self) -> Tensor:
@@ -227,9 +228,9 @@ class LegalAutoregressive(Distribution):
         Raises:
             ValueError: a NaN or +inf logit.
         """
-        learning = torch.is_grad_enabled()
+        learning = self._learning()
         if self._enumerated is None or self._enumerated[1] != learning:
-            with self._full_precision():
+            with self._full_precision(), torch.set_grad_enabled(learning):
                 self._enumerated = self._enumerate(), learning
         return self._enumerated[0]
 
@@ -256,13 +257,17 @@ class LegalAutoregressive(Distribution):
                 context = self._conditionals.extend(slot, context, rows, primaries, values)
         return LegalCategorical(legal, total, self._validate_args)
 
+    def _learning(self) -> bool:
+        # Made without a graph, the contexts have none: that of the rest would be half of it.
+        return self._with_graph and torch.is_grad_enabled()
+
     def _full_precision(self) -> torch.autocast:
         # The conditionals are asked wherever the trainer asks for a log-prob, also inside autocast.
         return torch.autocast(self.legal.rows.device.type, enabled=False)
 
     def _along(self, given: Tensor | None) -> _Path:
         """The path of given tuples (B, H), or of drawn ones; the last one is remembered."""
-        learning = torch.is_grad_enabled()
+        learning = self._learning()
         path = self._path
         if (
             given is not None
@@ -271,7 +276,7 @@ class LegalAutoregressive(Distribution):
             and torch.equal(path.actions, given)
         ):
             return path
-        with self._full_precision():
+        with self._full_precision(), torch.set_grad_enabled(learning):
             self._path = self._walk(given, learning)
         return self._path
 
