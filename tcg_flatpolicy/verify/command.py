@@ -191,6 +191,11 @@ def audit(options: argparse.Namespace) -> Report:
         policy = make_policy(env, given)
         with _named(f"the audit of --policy {options.policy} stopped"):
             of_policy = audit_policy(policy, env, steps=options.steps, seed=options.seed, **given)
+    except ValueError as error:
+        if report.ok:
+            raise
+        report.skip("the policy's audit", f"stopped; mend the environment first: {error}")
+        return report
     finally:
         _close(env)
     return merged(

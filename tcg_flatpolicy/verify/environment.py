@@ -839,7 +839,8 @@ class _Audit:
                     shown = adapter.step(self.sent[number].astype(dtype))
                 except Exception as error:
                     if dtype == np.float32 and self._refuses_floats(adapter, reader, error, number):
-                        return True  # then nothing is played wrongly
+                        self.report.skip(FLOATS, f"the environment refuses floats: {error}")
+                        return True  # and nothing is played wrongly
                     self.report.found(
                         code,
                         check,
@@ -949,11 +950,13 @@ class _Audit:
                 else:
                     self.missing.append(missing)
         else:
-            self.report.skip(
-                UNLISTED,
-                "forks took every unlisted action, so that it cannot be seen whether the engine "
-                "refuses any; needs is_legal(row, action), illegal_actions or an exception",
-            )
+            for check in (UNLISTED, LISTED_LEGAL):
+                self.report.skip(
+                    check,
+                    "forks took every unlisted action, so that it cannot be seen whether the "
+                    "engine refuses any; needs is_legal(row, action), illegal_actions or an "
+                    "exception",
+                )
 
     def _conclude_room(self) -> None:
         if not self.full or "E05" in self.report.findings:
