@@ -178,6 +178,16 @@ HEADS: dict[str, str | HeadFactory] = {
 """What is compared, by the names in its tables; each as ``fp.Policy(env, head=...)`` takes it."""
 
 
+COLOURS = {
+    "flat": "#0072B2",
+    "autoregressive": "#D55E00",
+    "autoregressive, exact entropy": "#56B4E9",
+    "masks per head": "#009E73",
+    "masks of the greedy primary": "#CC79A7",
+    "fixed numbers": "#E69F00",
+}
+"""Of each head, in every picture; those of Okabe and Ito, which colour-blind people tell apart."""
+
 _T = TypeVar("_T", Tensor, np.ndarray)
 
 

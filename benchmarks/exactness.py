@@ -27,22 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from baselines import HEADS, FixedHead, IndependentHeads, MasksPerHead, ignore_unused
+from baselines import COLOURS, HEADS, FixedHead, IndependentHeads, MasksPerHead, ignore_unused
 from measure import table
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.heads import make_head
-
-COLOURS = {
-    "flat": "#0072B2",
-    "autoregressive": "#D55E00",
-    "autoregressive, exact entropy": "#56B4E9",
-    "masks per head": "#009E73",
-    "masks of the greedy primary": "#CC79A7",
-    "fixed numbers": "#E69F00",
-}
-"""Of each head, in every picture; those of Okabe and Ito, which colour-blind people tell apart."""
 
 KINDS = ("at initialisation", "sharpened")
 SHARPENED = 0.5

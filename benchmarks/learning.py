@@ -37,6 +37,7 @@ import measure
 import numpy as np
 import numpy.typing as npt
 import torch
+from baselines import COLOURS
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
@@ -897,13 +898,13 @@ def _band(x: Floats, rows: Floats) -> Band:
 
 # Pictures
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and a dash for each as well.
+# A dash for each head besides its colour.
 STYLES: dict[str, tuple[str, Any]] = {
-    "flat": ("#0072B2", "-"),
-    "autoregressive": ("#D55E00", "-"),
-    "masks per head": ("#009E73", (0, (5, 2))),
-    "masks of the greedy primary": ("#CC79A7", (0, (5, 2))),
-    "fixed numbers": ("#E69F00", (0, (2, 1.5))),
+    "flat": (COLOURS["flat"], "-"),
+    "autoregressive": (COLOURS["autoregressive"], "-"),
+    "masks per head": (COLOURS["masks per head"], (0, (5, 2))),
+    "masks of the greedy primary": (COLOURS["masks of the greedy primary"], (0, (5, 2))),
+    "fixed numbers": (COLOURS["fixed numbers"], (0, (2, 1.5))),
     game_ppo.NAME: ("#000000", (0, (1, 1.5))),
 }
 TASK_WORDS = {FIXED: "one pair of decks", RANDOM: "random decks", COUPLED: "coupled legality"}

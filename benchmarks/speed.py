@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import HEADS, every_tuple
-from exactness import COLOURS
+from baselines import COLOURS, HEADS, every_tuple
 from measure import Times, figure, interleave, number, table
 from pufferlib.pytorch import sample_logits
 from torch import Tensor, nn

@@ -7,7 +7,7 @@ H values in a tuple, S samples.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,72 @@ class _WholeTuples(Constraint):
         return ((value == value.floor()) & value.isfinite()).all(-1)
 
 
-class LegalCategorical(Distribution):
+class TupleDistribution(Protocol):
+    """What a head returns: a distribution over tuples, batch_shape (B,), event_shape (H,).
+
+    :class:`LegalCategorical` says what each of these means.
+    """
+
+    @property
+    def batch_shape(self) -> torch.Size: ...  # noqa: D102
+
+    @property
+    def event_shape(self) -> torch.Size: ...  # noqa: D102
+
+    @property
+    def mode(self) -> Tensor: ...  # noqa: D102
+
+    def sample(self, sample_shape: Any = ...) -> Tensor: ...  # noqa: D102
+
+    def log_prob(self, value: Tensor) -> Tensor: ...  # noqa: D102
+
+    def entropy(self) -> Tensor: ...  # noqa: D102
+
+    def tempered(self, temperature: float) -> TupleDistribution: ...  # noqa: D102
+
+    def smoothed(self, epsilon: float) -> TupleDistribution: ...  # noqa: D102
+
+
+class OverLegalTuples(Distribution):
+    """What distributions over a row's legal tuples have in common: tuples are labels.
+
+    Attributes:
+        legal: the legal tuples of B rows.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+    has_rsample = False
+    has_enumerate_support = False
+    legal: LegalActions
+
+    @property
+    def support(self) -> Constraint:
+        """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
+        return _WholeTuples()
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, H) NaN, as of torch's Categorical."""
+        return torch.full(self._extended_shape(), torch.nan, device=self.legal.rows.device)
+
+    @property
+    def variance(self) -> Tensor:
+        """(B, H) NaN, as of torch's Categorical."""
+        return self.mean
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """Not offered.
+
+        Raises:
+            NotImplementedError: always; each row has its own legal list.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be expanded: each row has its own legal list; build it "
+            "from LegalActions with the rows repeated"
+        )
+
+
+class LegalCategorical(OverLegalTuples):
     """Draws one of the legal tuples of each row; batch_shape (B,), event_shape (H,).
 
     A listed tuple's probability is the softmax of its score within its row. A tuple that is listed
@@ -47,10 +112,6 @@ class LegalCategorical(Distribution):
         ValueError: scores of another shape. NaN and +inf scores raise in sample, log_prob, entropy
             and what builds on them, not here, so that building a distribution stays compilable.
     """
-
-    arg_constraints: ClassVar[dict[str, Constraint]] = {}
-    has_rsample = False
-    has_enumerate_support = False
 
     def __init__(
         self, legal: LegalActions, scores: Tensor, validate_args: bool | None = None
@@ -76,21 +137,6 @@ class LegalCategorical(Distribution):
         return self.logits.exp()
 
     @property
-    def support(self) -> Constraint:
-        """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
-        return _WholeTuples()
-
-    @property
-    def mean(self) -> Tensor:
-        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
-        return torch.full(self._extended_shape(), torch.nan, device=self.logits.device)
-
-    @property
-    def variance(self) -> Tensor:
-        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
-        return self.mean
-
-    @property
     def mode(self) -> Tensor:
         """(B, H) int64: the most probable tuple of each row; of equals, the smallest tuple."""
         self._check_scores()
@@ -104,17 +150,6 @@ class LegalCategorical(Distribution):
         actions = legal.noop.repeat(len(legal), 1)
         actions[legal.rows[chosen]] = legal.actions[chosen]
         return actions
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always; each row has its own legal list.
-        """
-        raise NotImplementedError(
-            "LegalCategorical cannot be expanded: each row has its own legal list; build it from "
-            "LegalActions with the rows repeated"
-        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008

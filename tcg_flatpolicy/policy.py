@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution
 from tcg_flatpolicy.heads import HeadFactory, make_head
 from tcg_flatpolicy.heads.sequential import LegalAutoregressive
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.puffer import LegalNormal, TupleDistribution
+from tcg_flatpolicy.puffer import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
 
 _P = ParamSpec("_P")

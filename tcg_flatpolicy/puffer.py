@@ -10,40 +10,14 @@ actions to the bounds of the joint action space, which legal tuples are within.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution
 from tcg_flatpolicy.legal import LegalActions
-
-
-class TupleDistribution(Protocol):
-    """What a head returns: a distribution over tuples, batch_shape (B,), event_shape (H,).
-
-    :class:`tcg_flatpolicy.LegalCategorical` says what each of these means.
-    """
-
-    @property
-    def batch_shape(self) -> torch.Size: ...  # noqa: D102
-
-    @property
-    def event_shape(self) -> torch.Size: ...  # noqa: D102
-
-    @property
-    def mode(self) -> Tensor: ...  # noqa: D102
-
-    def sample(self, sample_shape: Any = ...) -> Tensor: ...  # noqa: D102
-
-    def log_prob(self, value: Tensor) -> Tensor: ...  # noqa: D102
-
-    def entropy(self) -> Tensor: ...  # noqa: D102
-
-    def tempered(self, temperature: float) -> TupleDistribution: ...  # noqa: D102
-
-    def smoothed(self, epsilon: float) -> TupleDistribution: ...  # noqa: D102
 
 
 class LegalNormal(Normal):

@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
+from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.heads.autoregressive import AutoregressiveHead
 from tcg_flatpolicy.heads.flat import FlatHead
 from tcg_flatpolicy.heads.sequential import Conditionals, LegalAutoregressive
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.puffer import TupleDistribution
 from tcg_flatpolicy.spec import ActionSpec
 
 __all__ = [

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, register_kl
-from torch.distributions.constraints import Constraint
+from torch.distributions import register_kl
 
-from tcg_flatpolicy.distribution import LegalCategorical, _WholeTuples, draw, log_softmax
+from tcg_flatpolicy.distribution import LegalCategorical, OverLegalTuples, draw, log_softmax
 from tcg_flatpolicy.legal import LegalActions
 
 
@@ -66,7 +65,7 @@ class _Path(NamedTuple):
     learning: bool  # with a graph for gradients
 
 
-class LegalAutoregressive(Distribution):
+class LegalAutoregressive(OverLegalTuples):
     """Draws the primary, then each slot given what was drawn; batch_shape (B,), event_shape (H,).
 
     Each slot is a categorical over exactly the values with which some legal tuple goes on, so what
@@ -88,10 +87,6 @@ class LegalAutoregressive(Distribution):
         ValueError: tuples of another length than sizes, or with a value that is not below its
             size. NaN and +inf logits raise in sample, log_prob, entropy and what builds on them.
     """
-
-    arg_constraints: ClassVar[dict[str, Constraint]] = {}
-    has_rsample = False
-    has_enumerate_support = False
 
     def __init__(
         self,
@@ -122,36 +117,10 @@ class LegalAutoregressive(Distribution):
         )
 
     @property
-    def support(self) -> Constraint:
-        """Whole numbers of the event shape: a tuple that is not listed is answered with -inf."""
-        return _WholeTuples()
-
-    @property
-    def mean(self) -> Tensor:
-        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
-        return torch.full(self._extended_shape(), torch.nan, device=self.legal.rows.device)
-
-    @property
-    def variance(self) -> Tensor:
-        """(B, H) NaN: tuples are labels, as in torch's Categorical."""
-        return self.mean
-
-    @property
     def mode(self) -> Tensor:
         """(B, H) int64: the most probable tuple of each row, not the most probable path."""
         with torch.no_grad():
             return self.enumerated().mode
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always; each row has its own legal list.
-        """
-        raise NotImplementedError(
-            "LegalAutoregressive cannot be expanded: each row has its own legal list; build it "
-            "from LegalActions with the rows repeated"
-        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
