@@ -8,7 +8,7 @@ field is; NumPy itself resolves names, nesting, padding and alignment.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,11 +188,12 @@ class LegalLayout:
             legal.validate(self.spec)
         return legal
 
-    def field(self, observations: Tensor, name: str) -> Tensor:
+    def field(self, observations: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
         """Any field by its dotted name.
 
         Args:
-            observations: as for :meth:`read`.
+            observations: as for :meth:`read`; or a mapping {name: (B, *shape)} of fields that were
+                taken apart before, of which the named one is returned as it is.
             name: such as ``"me.hp"``.
 
         Returns:
@@ -203,6 +204,8 @@ class LegalLayout:
             KeyError: no such field.
             TypeError: a struct, or a dtype that torch does not have.
         """
+        if isinstance(observations, Mapping):
+            return observations[name]
         return _view(self._bytes(observations), self._find(name))
 
     def fields(self) -> Iterator[Field]:
