@@ -11,6 +11,7 @@ from tcg_flatpolicy.policy import (
     Greedy,
     Policy,
     RecurrentPolicy,
+    TopK,
 )
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, Entity, Index, OneOf, Primary
@@ -34,5 +35,6 @@ __all__ = [
     "Policy",
     "Primary",
     "RecurrentPolicy",
+    "TopK",
     "TupleScorer",
 ]

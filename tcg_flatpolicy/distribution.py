@@ -240,7 +240,8 @@ class LegalCategorical(OverLegalTuples):
             ValueError: a temperature of another shape or not positive and finite.
         """
         t = self._per_row("temperature", temperature)
-        if not ((t > 0) & t.isfinite()).all():
+        # A compiled graph cannot look at numbers; explore() has.
+        if not torch.compiler.is_compiling() and not ((t > 0) & t.isfinite()).all():
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         legal, logits = self._merged()
         none = logits == -torch.inf  # kept out of the division: its gradient would be NaN
@@ -259,7 +260,7 @@ class LegalCategorical(OverLegalTuples):
             ValueError: an epsilon of another shape or outside 0..1.
         """
         eps = self._per_row("epsilon", epsilon)
-        if not ((eps >= 0) & (eps <= 1)).all():
+        if not torch.compiler.is_compiling() and not ((eps >= 0) & (eps <= 1)).all():
             raise ValueError(f"epsilon must lie in 0..1, got {epsilon}")
         legal, logits = self._merged()
         eps = eps[legal.rows]
@@ -268,6 +269,26 @@ class LegalCategorical(OverLegalTuples):
         uniform = eps.where(some, 1.0).log() - legal.counts[legal.rows].to(eps.dtype).log()
         mixed = torch.logaddexp(logits + kept, uniform)
         return self._derive(legal, torch.where(some, mixed, logits))
+
+    def top(self, k: int) -> LegalCategorical:
+        """The k most probable distinct tuples of each row, renormalised; of equals, the smaller.
+
+        Raises:
+            ValueError: k below 1, or a NaN or +inf score.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self._check_scores()
+        legal, logits = self._merged()
+        order = legal.ids.argsort(stable=True)
+        order = order[logits.detach()[order].argsort(descending=True, stable=True)]
+        order = order[legal.rows[order].argsort(stable=True)]
+        place = torch.arange(len(order), device=order.device) - legal.starts[legal.rows]
+        kept = order[place < k].sort().values
+        likeliest = LegalActions.trusted(
+            legal.actions[kept], legal.counts.clamp(max=k), legal.noop, distinct=True
+        )
+        return self._derive(likeliest, logits[kept])
 
     def _derive(self, legal: LegalActions, scores: Tensor) -> LegalCategorical:
         derived = LegalCategorical(legal, scores, self._validate_args)

@@ -7,10 +7,13 @@ field is; NumPy itself resolves names, nesting, padding and alignment.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +66,9 @@ class LegalLayout:
         self.count_name = count
         self.action_names = actions if isinstance(actions, str) else tuple(actions)
         self.spec = spec
+        self._sizes: list[int] | None = None if spec is None else spec.nvec.tolist()
         self._single = _single_dtype(self.dtype)
+        self._fields: dict[str, Field] = {}
         self.count = self._integer_field(count)
         if self.count.shape not in ((), (1,)):
             raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
@@ -76,6 +81,17 @@ class LegalLayout:
                 f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
             )
         self._together = self._tuples_lie_together()
+        self._enter()
+
+    def _enter(self) -> None:
+        """Where the operators of a compiled graph, which take no objects, find this layout."""
+        self._handle = next(_HANDLES)
+        _LAYOUTS[self._handle] = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or one from another process, has a handle of its own."""
+        self.__dict__.update(state)
+        self._enter()
 
     @classmethod
     def from_dtype(
@@ -180,13 +196,24 @@ class LegalLayout:
             noop = torch.zeros(len(self.columns), dtype=torch.int64, device=data.device)
         else:
             noop = torch.as_tensor(self.spec.noop, device=data.device)
-        sizes = None if self.spec is None else self.spec.nvec.tolist()
-        legal = LegalActions.trusted(actions, counts, noop, sizes, packing=(rows, starts))
+        legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=(rows, starts))
         if self.spec is None:
             legal._check_not_negative()
         else:
             legal.validate(self.spec)
         return legal
+
+    def read_distinct(self, observations: Tensor) -> LegalActions:
+        """As :meth:`read`, each tuple once in a row: what a policy draws from.
+
+        Inside torch.compile this is one operator of the graph, whatever the number of tuples.
+        """
+        if not torch.compiler.is_compiling():
+            return self.read(observations).distinct()
+        actions, counts, rows, starts, noop = _read_distinct(observations, self._handle)
+        return LegalActions.trusted(
+            actions, counts, noop, self._sizes, distinct=True, packing=(rows, starts)
+        )
 
     def field(self, observations: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
         """Any field by its dotted name.
@@ -206,6 +233,9 @@ class LegalLayout:
         """
         if isinstance(observations, Mapping):
             return observations[name]
+        if torch.compiler.is_compiling():
+            found: Tensor = _read_field(observations, self._handle, name)
+            return found
         return _view(self._bytes(observations), self._find(name))
 
     def fields(self) -> Iterator[Field]:
@@ -345,6 +375,11 @@ class LegalLayout:
         return values.to(torch.int64)
 
     def _find(self, name: str) -> Field:
+        if name not in self._fields:
+            self._fields[name] = self._look_up(name)
+        return self._fields[name]
+
+    def _look_up(self, name: str) -> Field:
         record = np.zeros(1, self.dtype)
         view = _resolve(record, name)
         if view.dtype.names is not None:
@@ -406,6 +441,50 @@ class LegalLayout:
             f"LegalLayout({self.dtype.itemsize} bytes, count={self.count_name!r}, "
             f"actions={self.action_names!r}, room for {self.padding})"
         )
+
+
+_LAYOUTS: WeakValueDictionary[int, LegalLayout] = WeakValueDictionary()
+_HANDLES = itertools.count()
+
+
+@torch.library.custom_op(
+    "tcg_flatpolicy::read_distinct",
+    mutates_args=(),
+    schema="(Tensor observations, int layout) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _read_distinct(
+    observations: Tensor, layout: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(B, columns) -> actions (N, H), counts (B,), rows (N,), starts (B,), noop (H,), all int64."""
+    legal = _LAYOUTS[layout].read(observations).distinct()
+    # No memory that is also an input's or the spec's: an operator must not return it.
+    return legal.actions, legal.counts.clone(), legal.rows, legal.starts, legal.noop.clone()
+
+
+@_read_distinct.register_fake
+def _(observations: Tensor, layout: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tuples = torch.library.get_ctx().new_dynamic_size()
+    values = len(_LAYOUTS[layout].columns)
+    whole = functools.partial(observations.new_empty, dtype=torch.int64)
+    batch = observations.shape[0]
+    return whole(tuples, values), whole(batch), whole(tuples), whole(batch), whole(values)
+
+
+@torch.library.custom_op(
+    "tcg_flatpolicy::read_field",
+    mutates_args=(),
+    schema="(Tensor observations, int layout, str name) -> Tensor",
+)
+def _read_field(observations: Tensor, layout: int, name: str) -> Tensor:
+    """(B, columns) -> (B, *shape of the field), in memory of its own."""
+    return _LAYOUTS[layout].field(observations, name).clone(memory_format=torch.contiguous_format)
+
+
+@_read_field.register_fake
+def _(observations: Tensor, layout: int, name: str) -> Tensor:
+    field = _LAYOUTS[layout]._find(name)
+    shape = (observations.shape[0], *field.shape)
+    return observations.new_empty(shape, dtype=field.torch_dtype)
 
 
 def env_layers(env: Any) -> Iterator[Any]:

@@ -19,6 +19,7 @@ from tcg_flatpolicy.heads import HeadFactory, make_head
 from tcg_flatpolicy.heads.sequential import LegalAutoregressive
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.lstm import lstm
 from tcg_flatpolicy.puffer import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
 
@@ -101,6 +102,8 @@ def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(method)
     def call(*arguments: _P.args, **named: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            return method(*arguments, **named)  # a compiled graph casts in each call
         kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         with contextlib.ExitStack() as stack:
             for kind in kinds:
@@ -137,6 +140,8 @@ class Policy(nn.Module):
     is_continuous = False
     temperature: Tensor
     epsilon: Tensor
+    _drawn_with: Tensor
+    """(2,) the temperature and epsilon of the last rollout, NaN before the first."""
 
     def __init__(
         self,
@@ -165,8 +170,9 @@ class Policy(nn.Module):
         self.value = nn.Linear(self.hidden_size, 1)
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("epsilon", torch.tensor(0.0))
+        self.register_buffer("_drawn_with", torch.full((2,), torch.nan), persistent=False)
         self._exploration = (1.0, 0.0)
-        self._rollout_exploration: tuple[float, float] | None = None
+        self._explores = False, False
         self._encoded: tuple[LegalActions, Mapping[str, Tensor]] | None = None
         self.register_load_state_dict_post_hook(_restore_exploration)  # type: ignore[no-untyped-call]
 
@@ -194,7 +200,12 @@ class Policy(nn.Module):
             raise ValueError(f"epsilon must lie in 0..1, got {epsilon}")
         self.temperature.fill_(temperature)
         self.epsilon.fill_(epsilon)
+        self._read_exploration()
+
+    def _read_exploration(self) -> None:
         self._exploration = (float(self.temperature), float(self.epsilon))
+        # For a compiled graph: it depends on whether there is any, and not on how much.
+        self._explores = self._exploration[0] != 1.0, self._exploration[1] != 0.0
 
     @_fresh_weights
     def distribution(self, observations: Tensor) -> tuple[TupleDistribution, Tensor]:
@@ -215,16 +226,16 @@ class Policy(nn.Module):
     @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """The rollout's forward: observations (B, columns) -> (LegalNormal, values (B, 1))."""
-        return self._face(self.encode_observations(observations, state))
+        return self._face(self._encode(observations))
 
     @_fresh_weights
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """The update's forward, the same as the rollout's.
 
-        Raises:
-            RuntimeError: the exploration was changed since the rollout drew its tuples.
+        Asking what it returns for the log-prob of tuples raises a RuntimeError if the exploration
+        was changed since the rollout drew them.
         """
-        return self._face(self.encode_observations(observations, state))
+        return self._face(self._encode(observations))
 
     @_fresh_weights
     def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
@@ -244,10 +255,19 @@ class Policy(nn.Module):
         Raises:
             RuntimeError: no batch was encoded, or one of another size.
         """
-        return self._face(hidden)
+        if self._encoded is None:
+            raise RuntimeError(
+                "decode_actions needs encode_observations to have been called before it"
+            )
+        (legal, entities), self._encoded = self._encoded, None
+        if len(hidden) != len(legal):
+            raise RuntimeError(
+                f"decode_actions got {len(hidden)} rows, but {len(legal)} observations were encoded"
+            )
+        return self._face((hidden, legal, entities))
 
     def _encode(self, observations: Tensor) -> tuple[Tensor, LegalActions, Mapping[str, Tensor]]:
-        legal = self.layout.read(observations).distinct()
+        legal = self.layout.read_distinct(observations)
         hidden, entities = self.encoder(observations)
         return hidden, legal, entities
 
@@ -263,44 +283,34 @@ class Policy(nn.Module):
                 f"({len(legal)},) and event_shape ({1 + legal.slots},), got a "
                 f"{type(distribution).__name__} of {shapes[0]} and {shapes[1]}"
             )
-        temperature, epsilon = self._exploration
-        if temperature != 1.0:
-            distribution = distribution.tempered(temperature)
-        if epsilon:
-            distribution = distribution.smoothed(epsilon)
+        tempers, smooths = self._explores
+        settings: tuple[Any, Any] = self._exploration
+        if torch.compiler.is_compiling():
+            settings = self.temperature, self.epsilon
+        if tempers:
+            distribution = distribution.tempered(settings[0])
+        if smooths:
+            distribution = distribution.smoothed(settings[1])
         return distribution, self.value(hidden).float()
 
-    def _face(self, hidden: Tensor) -> tuple[LegalNormal, Tensor]:
-        if self._encoded is None:
-            raise RuntimeError(
-                "decode_actions needs encode_observations to have been called before it"
-            )
+    def _face(
+        self, encoded: tuple[Tensor, LegalActions, Mapping[str, Tensor]]
+    ) -> tuple[LegalNormal, Tensor]:
         # By the gradient, since PufferLib's LSTMWrapper calls neither forward nor forward_eval: the
         # trainer draws its rollouts without one, and updates with one.
+        exploration = torch.stack([self.temperature, self.epsilon])
+        drawn_with = None
         if torch.is_grad_enabled():
-            self._check_exploration()
+            drawn_with = self._drawn_with.clone()
         else:
-            self._rollout_exploration = self._exploration
-        (legal, entities), self._encoded = self._encoded, None
-        if len(hidden) != len(legal):
-            raise RuntimeError(
-                f"decode_actions got {len(hidden)} rows, but {len(legal)} observations were encoded"
-            )
-        distribution, value = self._decide((hidden, legal, entities))
+            self._drawn_with.copy_(exploration)
+        distribution, value = self._decide(encoded)
         entropy_of = None
         wanted = getattr(self.head, "path_entropy", False)
         if wanted and isinstance(distribution, LegalAutoregressive):
             entropy_of = distribution.path_entropy
-        return LegalNormal(distribution, self._action_dtype, entropy_of), value
-
-    def _check_exploration(self) -> None:
-        drawn = self._rollout_exploration
-        if drawn is not None and drawn != self._exploration:
-            raise RuntimeError(
-                "exploration was changed between rollout and update: tuples were drawn at "
-                f"(temperature, epsilon) = {drawn}, now it is {self._exploration}, so their "
-                "log-probs would be of another distribution; call explore() before evaluate()"
-            )
+        face = LegalNormal(distribution, self._action_dtype, entropy_of, exploration, drawn_with)
+        return face, value
 
 
 class FlatPolicy(Policy):
@@ -331,11 +341,17 @@ class RecurrentPolicy(Policy):
                 nn.init.orthogonal_(parameter, 1.0)
             else:
                 nn.init.zeros_(parameter)
+        self._remember_weights()
+        self.register_load_state_dict_post_hook(_remember_weights)  # type: ignore[no-untyped-call]
+
+    def _remember_weights(self) -> None:
+        # For a compiled graph: Dynamo refuses whatever it reaches through an nn.LSTM.
+        self._lstm_weights = list(self.lstm.parameters())
 
     @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """One step: observations (B, columns); the state dict is read and replaced."""
-        hidden = self.encode_observations(observations, state)
+        hidden, legal, entities = self._encode(observations)
         carried = None
         if state is not None and state.get("lstm_h") is not None:
             carried = (state["lstm_h"].unsqueeze(0), state["lstm_c"].unsqueeze(0))
@@ -346,7 +362,7 @@ class RecurrentPolicy(Policy):
         output, (h, c) = self.lstm(hidden.unsqueeze(0), carried)
         if state is not None:
             state["lstm_h"], state["lstm_c"] = h.squeeze(0), c.squeeze(0)
-        return self._face(output.squeeze(0))
+        return self._face((output.squeeze(0), legal, entities))
 
     @_fresh_weights
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
@@ -362,18 +378,24 @@ class RecurrentPolicy(Policy):
                 f"{tuple(observations.shape)}"
             )
         segments, horizon, columns = observations.shape
-        hidden = self.encode_observations(observations.reshape(segments * horizon, columns), state)
+        flat = observations.reshape(segments * horizon, columns)
+        hidden, legal, entities = self._encode(flat)
         in_time = hidden.view(segments, horizon, -1).transpose(0, 1)
-        output, _ = self.lstm(in_time)
-        face, value = self._face(output.transpose(0, 1).reshape(segments * horizon, -1))
+        if torch.compiler.is_compiling():
+            weights: list[Tensor] = list(self._lstm_weights)
+            if torch.is_autocast_enabled(in_time.device.type):
+                dtype = torch.get_autocast_dtype(in_time.device.type)
+                in_time, weights = in_time.to(dtype), [one.to(dtype) for one in weights]
+            output = lstm(in_time, weights)
+        else:
+            output, _ = self.lstm(in_time)
+        output = output.transpose(0, 1).reshape(segments * horizon, -1)
+        face, value = self._face((output, legal, entities))
         return face, value.view(segments, horizon)
 
 
-class Greedy(nn.Module):
-    """Plays the most probable tuple of a policy; for evaluation.
-
-    Its distribution has all mass on the mode, so log-probs are 0 for it and -inf otherwise.
-    """
+class _Sharpened(nn.Module):
+    """A policy that plays from a sharper distribution than it trains with; for evaluation."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -381,21 +403,68 @@ class Greedy(nn.Module):
         self.hidden_size = policy.hidden_size
 
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
-        """As the policy's, with a distribution that has all mass on the mode."""
+        """As the policy's, with the sharper distribution."""
         return self._sharpen(self.policy.forward_eval(observations, state))
 
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
-        """As the policy's, with a distribution that has all mass on the mode."""
+        """As the policy's, with the sharper distribution."""
         return self._sharpen(self.policy(observations, state))
 
     def _sharpen(self, decided: tuple[LegalNormal, Tensor]) -> tuple[LegalNormal, Tensor]:
         face, value = decided
-        mode = face.distribution.mode
+        return LegalNormal(self.sharpened(face.distribution), face.action_dtype), value
+
+    def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
+        """What is played in the place of the policy's distribution."""
+        raise NotImplementedError
+
+
+class Greedy(_Sharpened):
+    """Plays the most probable tuple of a policy; for evaluation.
+
+    Its distribution has all mass on the mode, so log-probs are 0 for it and -inf otherwise.
+    """
+
+    def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
+        """All mass on the mode."""
+        mode = distribution.mode
         alone = LegalActions.trusted(
             mode, torch.ones_like(mode[:, 0]), mode.new_zeros(mode.shape[1])
         )
-        certain = LegalCategorical(alone, torch.zeros(len(mode), device=mode.device))
-        return LegalNormal(certain, face.action_dtype), value
+        return LegalCategorical(alone, torch.zeros(len(mode), device=mode.device))
+
+
+class TopK(_Sharpened):
+    """Plays one of the k most probable tuples of a policy, renormalised; for evaluation.
+
+    Args:
+        policy: with one of this library's heads.
+        k: at least 1; 1 is Greedy.
+
+    Raises:
+        ValueError: k below 1.
+    """
+
+    def __init__(self, policy: Policy, k: int) -> None:
+        super().__init__(policy)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+
+    def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
+        """The k most probable tuples, renormalised.
+
+        Raises:
+            TypeError: a distribution that cannot tell them.
+        """
+        top = getattr(distribution, "top", None)
+        if top is None:
+            raise TypeError(
+                f"{type(distribution).__name__} has no top(k): TopK needs the flat or the "
+                "autoregressive head, or a head whose distribution offers it"
+            )
+        sharper: TupleDistribution = top(self.k)
+        return sharper
 
 
 def _from_env(env: Any, attribute: str, argument: str) -> Any:
@@ -426,4 +495,9 @@ def _action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
 
 def _restore_exploration(module: nn.Module, incompatible_keys: Any) -> None:
     if isinstance(module, Policy):
-        module._exploration = (float(module.temperature), float(module.epsilon))
+        module._read_exploration()
+
+
+def _remember_weights(module: nn.Module, incompatible_keys: Any) -> None:
+    if isinstance(module, RecurrentPolicy):
+        module._remember_weights()

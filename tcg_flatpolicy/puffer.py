@@ -28,6 +28,9 @@ class LegalNormal(Normal):
         action_dtype: of the environment's action space; PufferLib refuses int64 for an int32 space.
         entropy_of: what the trainer's entropy is (B,), given the tuples (B, H) last drawn or asked
             about; the distribution's own if left out.
+        exploration: (2,) temperature and epsilon of this distribution.
+        drawn_with: (2,) those of the last rollout, NaN if there was none. When given, `log_prob`
+            with gradients raises where the two differ.
     """
 
     def __init__(
@@ -35,12 +38,15 @@ class LegalNormal(Normal):
         distribution: TupleDistribution,
         action_dtype: torch.dtype = torch.int64,
         entropy_of: Callable[[Tensor], Tensor] | None = None,
+        exploration: Tensor | None = None,
+        drawn_with: Tensor | None = None,
     ) -> None:
         # Not Normal.__init__: there is no scale. loc is read for its first dimension alone.
         self.distribution = distribution
         self.action_dtype = action_dtype
         self.loc = torch.zeros(*distribution.batch_shape, 1)
         self._entropy_of = entropy_of
+        self._exploration, self._drawn_with = exploration, drawn_with
         self._actions: Tensor | None = None
         Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
 
@@ -50,7 +56,14 @@ class LegalNormal(Normal):
         return self._actions
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """(B, H) tuples -> (B, 1): the trainer sums over dimension 1."""
+        """(B, H) tuples -> (B, 1): the trainer sums over dimension 1.
+
+        Raises:
+            RuntimeError: in an update, if the exploration was changed since the rollout.
+        """
+        # Here and not in the policy's forward, which may be compiled into a graph.
+        if self._drawn_with is not None and torch.is_grad_enabled():
+            self._check_exploration()
         self._actions = value
         return self.distribution.log_prob(value).unsqueeze(-1)
 
@@ -64,6 +77,18 @@ class LegalNormal(Normal):
                 "before entropy(); .distribution.entropy() is exact"
             )
         return self._entropy_of(self._actions).unsqueeze(-1)
+
+    def _check_exploration(self) -> None:
+        if self._drawn_with is None or self._exploration is None:
+            return
+        if not bool(((self._drawn_with != self._exploration) & ~self._drawn_with.isnan()).any()):
+            return
+        raise RuntimeError(
+            "exploration was changed between rollout and update: tuples were drawn at "
+            f"(temperature, epsilon) = {tuple(self._drawn_with.tolist())}, now it is "
+            f"{tuple(self._exploration.tolist())}, so their log-probs would be of another "
+            "distribution; call explore() before evaluate()"
+        )
 
     @property
     def mode(self) -> Tensor:

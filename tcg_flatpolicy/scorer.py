@@ -6,7 +6,8 @@ Shapes: B rows, N legal tuples in the whole batch, D hidden size, E embedding si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,46 +161,27 @@ class TupleScorer(nn.Module):
         table.append(state)
         if self._names:
             a_row = self._key_a_row.index_select(0, at).view_as(keys)
-            keys += a_row * legal.rows.unsqueeze(1)
-            keys, projected = self._project(entities, batch, keys)
-            table += projected
+            keys = keys + a_row * legal.rows.unsqueeze(1)
+            whole, keys = self._point(table, batch, keys, entities)
+        else:
+            whole = torch.cat(table)
         states = self._static_rows + legal.rows.unsqueeze(1)
         codes = torch.cat([1 + primaries, states, keys], dim=1)
-        whole = torch.cat(table)
-        scores: Tensor = _SumRowsAndRead.apply(  # type: ignore[no-untyped-call]
-            whole, codes, readout.to(whole.dtype), legal.rows
-        )
-        return scores
+        return _sum_rows_and_read(whole, codes, readout.to(whole.dtype), legal.rows)
 
-    def _project(
-        self, entities: Mapping[str, Tensor], batch: int, keys: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The rows (M, W) of the things pointed at, part by part; keys now count only those."""
-        # Each thing pointed at is projected once for a part, however many tuples point at it.
-        first = self._static_rows + batch
-        edges = torch.tensor([base * batch for base in self._part_bases], device=keys.device)
-        used = keys.new_zeros(first + batch * self._part_bases[-1], dtype=torch.bool)
-        used.index_fill_(0, keys.flatten(), True)
-        things = used[first:].nonzero().squeeze(1)  # (M,)
-        bounds = torch.searchsorted(things, edges).tolist()
-        place = torch.empty_like(used, dtype=torch.int64)
-        place[:first] = torch.arange(first, device=keys.device)
-        place[first + things] = torch.arange(first, first + len(things), device=keys.device)
-
-        projected, part = [], 0
-        for name, side_by_side in zip(self._names, self.entity_projections, strict=True):
-            projections = side_by_side.split(self.readout.shape[0], dim=1)
-            # What a thing exceeds its part's edge by is row * n + thing: its place in entities.
-            chosen = [
-                things[bounds[k] : bounds[k + 1]] - edges[k]
-                for k in range(part, part + len(projections))
-            ]
-            part += len(projections)
-            rows = entities[name].flatten(0, 1).index_select(0, torch.cat(chosen))  # (M_name, E)
-            chunks = rows.split([len(one) for one in chosen])
-            for chunk, projection in zip(chunks, projections, strict=True):
-                projected.append(torch.mm(chunk, projection).float())
-        return place.index_select(0, keys.flatten()).view_as(keys), projected
+    def _point(
+        self, table: list[Tensor], batch: int, keys: Tensor, entities: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The table with the rows (M, W) of the things pointed at; keys count only those."""
+        edges = [base * batch for base in self._part_bases]
+        keys, chosen, bounds = _things_pointed_at(keys, edges, self._static_rows + batch)
+        flat = [entities[name].flatten(0, 1) for name in self._names]
+        projections = list(self.entity_projections)
+        if torch.is_autocast_enabled(keys.device.type):
+            dtype = torch.get_autocast_dtype(keys.device.type)
+            flat = [one.to(dtype) for one in flat]
+            projections = [one.to(dtype) for one in projections]
+        return _with_things(table, chosen, bounds, flat, projections), keys
 
     def _buffer(self, name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
         """Derived from the spec, so not part of a checkpoint."""
@@ -275,45 +257,317 @@ def fan_in(inputs: int, outputs: int) -> Tensor:
     return torch.randn(inputs, outputs) / math.sqrt(inputs)
 
 
-class _SumRowsAndRead(torch.autograd.Function):
+# How much work the three steps below do depends on how many tuples there are and on what they point
+# at. In a graph of torch.compile each is one operator; elsewhere an operator would add to its time.
+
+
+def _things_pointed_at(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What legal tuples point at: each thing once for a part, however many tuples do.
+
+    Args:
+        keys: (N, slots) rows of the table, as if all things of all parts were in it from ``first``
+            on: part after part, state after state.
+        edges: parts + 1 numbers, where each part begins among them.
+        first: rows of the table that are not things.
+
+    Returns:
+        (N, slots) keys as if only the M things that are pointed at were in it; (M,) the place of
+        each in its part, which is row * n + thing; (parts + 1,) where each part begins among the M.
+    """
+    if torch.compiler.is_compiling():
+        found: tuple[Tensor, Tensor, Tensor] = _find_things_op(keys, edges, first)
+        return found
+    return _find_things(keys, edges, first)
+
+
+def _find_things(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+    used = keys.new_zeros(first + edges[-1], dtype=torch.bool)
+    used.index_fill_(0, keys.flatten(), True)
+    things = used[first:].nonzero().squeeze(1)  # (M,)
+    begins = torch.tensor(edges, device=keys.device)
+    bounds = torch.searchsorted(things, begins)
+    place = torch.empty_like(used, dtype=torch.int64)
+    place[:first] = torch.arange(first, device=keys.device)
+    place[first + things] = torch.arange(first, first + len(things), device=keys.device)
+    chosen = things - begins[:-1].repeat_interleave(bounds.diff(), output_size=len(things))
+    return place.index_select(0, keys.flatten()).view_as(keys), chosen, bounds
+
+
+_find_things_op = torch.library.custom_op(
+    "tcg_flatpolicy::find_things",
+    _find_things,
+    mutates_args=(),
+    schema="(Tensor keys, SymInt[] edges, SymInt first) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@_find_things_op.register_fake
+def _(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+    things = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty_like(keys), keys.new_empty(things), keys.new_empty(len(edges))
+
+
+def _with_things(
+    table: list[Tensor],
+    chosen: Tensor,
+    bounds: Tensor,
+    entities: list[Tensor],
+    projections: list[Tensor],
+) -> Tensor:
+    """(R + M, W) float32: a table, and below it each thing by the projection of its part.
+
+    Args:
+        table: its pieces, (., W) each, R rows in all.
+        chosen, bounds: of `_things_pointed_at`.
+        entities: (B * n, E) of each name.
+        projections: (E, parts * W) of each name, those of its parts side by side.
+    """
+    if torch.compiler.is_compiling():
+        whole: Tensor = _project_op(table, chosen, bounds, entities, projections)
+    else:
+        given = (*table, *entities, *projections)
+        whole = _Project.apply(chosen, bounds, len(table), *given)  # type: ignore[no-untyped-call]
+    return whole
+
+
+def _project(
+    table: list[Tensor],
+    chosen: Tensor,
+    bounds: Tensor,
+    entities: list[Tensor],
+    projections: list[Tensor],
+) -> Tensor:
+    below = []
+    for name, cuts in enumerate(_cuts(bounds, projections, table[0].shape[1])):
+        rows = entities[name].index_select(0, chosen[cuts[0] : cuts[-1]])
+        for projection, begin, end in _parts(projections[name], cuts):
+            below.append(torch.mm(rows[begin:end], projection).float())
+    return torch.cat([*table, *below])
+
+
+def _project_backward(
+    grad: Tensor,
+    chosen: Tensor,
+    bounds: Tensor,
+    entities: list[Tensor],
+    projections: list[Tensor],
+) -> list[Tensor]:
+    """Gradients of the entities, then of the projections, from that (M, W) of the things' rows."""
+    of_entities, of_projections = [], []
+    for name, cuts in enumerate(_cuts(bounds, projections, grad.shape[1])):
+        things, side_by_side = entities[name], projections[name]
+        mine = slice(cuts[0], cuts[-1])
+        rows, upstream = things.index_select(0, chosen[mine]), grad[mine].to(things.dtype)
+        of_rows, of_side = torch.empty_like(rows), torch.empty_like(side_by_side)
+        for (projection, begin, end), (of_projection, _, _) in zip(
+            _parts(side_by_side, cuts), _parts(of_side, cuts), strict=True
+        ):
+            torch.mm(upstream[begin:end], projection.t(), out=of_rows[begin:end])
+            of_projection.copy_(torch.mm(rows[begin:end].t(), upstream[begin:end]))
+        zero = torch.zeros_like(things, dtype=torch.float32)
+        of_entities.append(zero.index_add_(0, chosen[mine], of_rows.float()).to(things.dtype))
+        of_projections.append(of_side)
+    return [*of_entities, *of_projections]
+
+
+def _cuts(bounds: Tensor, projections: list[Tensor], width: int) -> Iterator[list[int]]:
+    """Of each name, where its parts begin among the things, and where the last one ends."""
+    edges, part = bounds.tolist(), 0
+    for side_by_side in projections:
+        parts = side_by_side.shape[1] // width
+        yield edges[part : part + parts + 1]
+        part += parts
+
+
+def _parts(side_by_side: Tensor, cuts: list[int]) -> Iterator[tuple[Tensor, int, int]]:
+    """Of each part of a name its projection (E, W), and from where to where its things are."""
+    places = [cut - cuts[0] for cut in cuts]
+    return zip(side_by_side.chunk(len(cuts) - 1, dim=1), places[:-1], places[1:], strict=True)
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, chosen: Tensor, bounds: Tensor, pieces: int, *given: Tensor
+    ) -> Tensor:
+        table, both = list(given[:pieces]), list(given[pieces:])
+        ctx.rows = [len(piece) for piece in table]  # type: ignore[attr-defined]
+        ctx.save_for_backward(chosen, bounds, *both)
+        names = len(both) // 2
+        return _project(table, chosen, bounds, both[:names], both[names:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        chosen, bounds, *both = ctx.saved_tensors  # type: ignore[attr-defined]
+        names = len(both) // 2
+        rows: list[int] = ctx.rows  # type: ignore[attr-defined]
+        below = grad[sum(rows) :]
+        grads = _project_backward(below, chosen, bounds, both[:names], both[names:])
+        return None, None, None, *grad[: sum(rows)].split(rows), *grads
+
+
+_PROJECTED = "Tensor chosen, Tensor bounds, Tensor[] entities, Tensor[] projections"
+_project_op = torch.library.custom_op(
+    "tcg_flatpolicy::project",
+    _project,
+    mutates_args=(),
+    schema=f"(Tensor[] table, {_PROJECTED}) -> Tensor",
+)
+_project_backward_op = torch.library.custom_op(
+    "tcg_flatpolicy::project_backward",
+    _project_backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, {_PROJECTED}) -> Tensor[]",
+)
+
+
+@_project_op.register_fake
+def _(
+    table: list[Tensor],
+    chosen: Tensor,
+    bounds: Tensor,
+    entities: list[Tensor],
+    projections: list[Tensor],
+) -> Tensor:
+    rows = sum(piece.shape[0] for piece in table)
+    return table[0].new_empty(rows + chosen.shape[0], table[0].shape[1])
+
+
+@_project_backward_op.register_fake
+def _(
+    grad: Tensor,
+    chosen: Tensor,
+    bounds: Tensor,
+    entities: list[Tensor],
+    projections: list[Tensor],
+) -> list[Tensor]:
+    return [torch.empty_like(one) for one in (*entities, *projections)]
+
+
+def _project_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    table, chosen, bounds, entities, projections = inputs
+    ctx.rows = [piece.shape[0] for piece in table]
+    ctx.save_for_backward(chosen, bounds, *entities, *projections)
+
+
+def _project_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    chosen, bounds, *both = ctx.saved_tensors
+    names, rows = len(both) // 2, sum(ctx.rows)
+    grads = _project_backward_op(grad[rows:], chosen, bounds, both[:names], both[names:])
+    of_table = list(grad[:rows].split(ctx.rows))
+    return of_table, None, None, grads[:names], grads[names:]
+
+
+_project_op.register_autograd(_project_gradient, setup_context=_project_context)
+
+
+def _sum_rows_and_read(table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor) -> Tensor:
     """relu(sum of table rows) . readout for each tuple, without ever holding N times W numbers.
 
-    table (R, W), codes (N, C) rows of it, readout (B, W), rows (N,) of it -> (N,). Works through
-    the tuples in pieces that stay in a core's cache, and adds up the hidden layer again in the
-    backward pass: some time for memory that does not grow with N times W.
+    Works through the tuples in pieces that stay in a core's cache, and adds up the hidden layer
+    again in the backward pass: some time for memory that does not grow with N times W.
+
+    Args:
+        table: (R, W).
+        codes: (N, C) rows of it.
+        readout: (B, W).
+        rows: (N,) of the readout.
+
+    Returns:
+        (N,) scores.
     """
+    if torch.compiler.is_compiling():
+        scores: Tensor = _sum_and_read_op(table, codes, readout, rows)
+    else:
+        scores = _SumAndRead.apply(table, codes, readout, rows)  # type: ignore[no-untyped-call]
+    return scores
 
-    PIECE = 4096
 
+PIECE = 4096
+"""Tuples that are worked through at a time."""
+
+
+def _sum_and_read(table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor) -> Tensor:
+    scores = table.new_empty(len(codes))
+    for piece, of_rows, out in zip(*_pieces(codes, rows, scores), strict=True):
+        hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
+        torch.sum(hidden.mul_(readout.index_select(0, of_rows)), dim=1, out=out)
+    return scores
+
+
+def _sum_and_read_backward(
+    grad: Tensor, table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the table and of the readout."""
+    grad_table = torch.zeros_like(table)
+    grad_readout = torch.zeros_like(readout)
+    for piece, of_rows, upstream in zip(*_pieces(codes, rows, grad), strict=True):
+        hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
+        # In place: fresh memory of this size costs more than the sums. sign() of what a relu gave
+        # is its derivative.
+        active = readout.index_select(0, of_rows).mul_(upstream.unsqueeze(1))
+        active.mul_(hidden.sign())
+        grad_readout.index_add_(0, of_rows, hidden.mul_(upstream.unsqueeze(1)))
+        for column in piece.unbind(1):
+            grad_table.index_add_(0, column, active)
+    return grad_table, grad_readout
+
+
+def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return [tensor.split(PIECE) for tensor in tensors]
+
+
+class _SumAndRead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor
     ) -> Tensor:
         ctx.save_for_backward(table, codes, readout, rows)
-        scores = table.new_empty(len(codes))
-        pieces = zip(*_pieces(codes, rows, scores), strict=True)
-        for piece, of_rows, out in pieces:
-            hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
-            torch.sum(hidden.mul_(readout.index_select(0, of_rows)), dim=1, out=out)
-        return scores
+        return _sum_and_read(table, codes, readout, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        table, codes, readout, rows = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_table = torch.zeros_like(table)
-        grad_readout = torch.zeros_like(readout)
-        for piece, of_rows, upstream in zip(*_pieces(codes, rows, grad), strict=True):
-            hidden = functional.embedding_bag(piece, table, mode="sum").relu_()
-            # In place: fresh memory of this size costs more than the sums. sign() of what a relu
-            # gave is its derivative.
-            active = readout.index_select(0, of_rows).mul_(upstream.unsqueeze(1))
-            active.mul_(hidden.sign())
-            grad_readout.index_add_(0, of_rows, hidden.mul_(upstream.unsqueeze(1)))
-            for column in piece.unbind(1):
-                grad_table.index_add_(0, column, active)
+        saved = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_table, grad_readout = _sum_and_read_backward(grad, *saved)
         return grad_table, None, grad_readout, None
 
 
-def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    return [tensor.split(_SumRowsAndRead.PIECE) for tensor in tensors]
+_SUMMED = "Tensor table, Tensor codes, Tensor readout, Tensor rows"
+_sum_and_read_op = torch.library.custom_op(
+    "tcg_flatpolicy::sum_and_read",
+    _sum_and_read,
+    mutates_args=(),
+    schema=f"({_SUMMED}) -> Tensor",
+)
+_sum_and_read_backward_op = torch.library.custom_op(
+    "tcg_flatpolicy::sum_and_read_backward",
+    _sum_and_read_backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, {_SUMMED}) -> (Tensor, Tensor)",
+)
+
+
+@_sum_and_read_op.register_fake
+def _(table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor) -> Tensor:
+    return table.new_empty(codes.shape[0])
+
+
+@_sum_and_read_backward_op.register_fake
+def _(
+    grad: Tensor, table: Tensor, codes: Tensor, readout: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(table), torch.empty_like(readout)
+
+
+def _sum_and_read_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sum_and_read_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_table, grad_readout = _sum_and_read_backward_op(grad, *ctx.saved_tensors)
+    return grad_table, None, grad_readout, None
+
+
+_sum_and_read_op.register_autograd(_sum_and_read_gradient, setup_context=_sum_and_read_context)

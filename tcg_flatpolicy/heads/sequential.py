@@ -181,6 +181,10 @@ class LegalAutoregressive(OverLegalTuples):
         """p(a)^(1/t) of whole tuples, as LegalCategorical.tempered, by enumeration."""
         return self.enumerated().tempered(temperature)
 
+    def top(self, k: int) -> LegalCategorical:
+        """The k most probable tuples of each row, as LegalCategorical.top, by enumeration."""
+        return self.enumerated().top(k)
+
     def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
         """(1 - eps) p(a) + eps / D of whole tuples, as LegalCategorical.smoothed."""
         return self.enumerated().smoothed(epsilon)
