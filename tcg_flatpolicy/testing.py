@@ -308,17 +308,14 @@ class EnvironmentTests:
 
     def _audit_policy(self) -> Report:
         env = self.make()
-        layout = self.layout
         try:
-            if isinstance(layout, tuple):
-                layout = LegalLayout.from_env(env, *layout, self.spec)
             return policy_audit.audit_policy(
                 self.make_policy(env),  # type: ignore[attr-defined]
                 env,
                 steps=self.steps,
                 seed=self.seed,
                 spec=self.spec,
-                layout=layout,
+                layout=self.layout,
             )
         finally:
             _close(env)

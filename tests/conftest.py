@@ -1,6 +1,8 @@
 """The same examples on every machine, and one thread, so that a test's time says something."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,3 +21,27 @@ def _every_warning() -> Iterator[None]:
     torch.set_warn_always(True)
     yield
     torch.set_warn_always(False)
+
+
+@pytest.fixture
+def trainers(tmp_path: Path) -> Iterator[Any]:
+    """Makes PuffeRL trainers; stops their threads and workers.
+
+    ``trainers(vecenv, policy, **changes)``; the changes are of tests.games.trainer_config.
+    """
+    # Here, since importing pufferl takes SIGINT, and not every test needs PufferLib.
+    from pufferlib import pufferl
+
+    from tests.games import trainer_config
+
+    made = []
+
+    def new(vecenv: Any, policy: Any, **changes: Any) -> Any:
+        made.append(pufferl.PuffeRL(trainer_config(vecenv, tmp_path, **changes), vecenv, policy))
+        return made[-1]
+
+    yield new
+    for trainer in made:
+        trainer.utilization.stop()
+        trainer.vecenv.close()
+    torch.set_autocast_enabled("cpu", False)  # train() enters it and never leaves

@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pufferlib.pytorch import sample_logits
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.puffer import LegalNormal, check_contract
-from tests.games import BANDIT_SPEC, Bandit, BanditEncoder, trainer_config
+from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
 
 
 def make(
@@ -41,21 +40,6 @@ def make(
     )
     env = vecenv.driver_env
     return vecenv, policy(env, encoder=BanditEncoder(env.legal_layout))
-
-
-@pytest.fixture
-def trainers(tmp_path: Path) -> Iterator[Any]:
-    """Makes PuffeRL trainers, and stops their threads."""
-    made = []
-
-    def new(vecenv: Any, policy: Any, **changes: Any) -> Any:
-        made.append(pufferl.PuffeRL(trainer_config(vecenv, tmp_path, **changes), vecenv, policy))
-        return made[-1]
-
-    yield new
-    for trainer in made:
-        trainer.utilization.stop()
-    torch.set_autocast_enabled("cpu", False)  # train() enters it and never leaves
 
 
 def a_face() -> LegalNormal:

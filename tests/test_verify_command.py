@@ -20,7 +20,9 @@ from tests.broken import FAULTS
 ROOT = Path(__file__).parent.parent
 
 MYGAME = '''
+import gymnasium
 import numpy as np
+import pufferlib
 import torch
 import tcg_flatpolicy as fp
 from tests.games import BANDIT_DTYPE, BANDIT_SPEC, Bandit, BanditEncoder
@@ -58,6 +60,25 @@ def layout_of(env):
 class Late(Bandit):
     def step(self, actions):
         raise KeyError("deck\\nof cards")
+
+ONLY = np.dtype([("n", np.uint16), ("legal", np.uint8, (4, 3))])
+
+class Listed(pufferlib.PufferEnv):
+    """Shows nothing but the list."""
+    def __init__(self, buf=None):
+        self.action_spec = SPEC
+        self.legal_layout = fp.LegalLayout.from_dtype(ONLY, "n", "legal", spec=SPEC)
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (ONLY.itemsize,), np.uint8)
+        self.single_action_space = SPEC.action_space
+        self.num_agents = 2
+        super().__init__(buf)
+    def reset(self, seed=None):
+        self.legal_layout.write(self.observations, [[(0, 0, 0), (1, 2, 3)]] * 2)
+        return self.observations, []
+    def step(self, actions):
+        return self.observations, self.rewards, self.terminals, self.truncations, []
+    def close(self):
+        pass
 
 def none():
     pass
@@ -139,9 +160,23 @@ def test_a_sound_environment(verify: Any) -> None:
     assert "no findings" in out
     for name in environment.CHECKS:
         assert re.search(rf"^  (passed|skipped) *{re.escape(name)}  ", out, re.MULTILINE), name
-    assert "states a second: " in out
-    assert "states a second of random play: " in out
     assert not err
+
+
+@pytest.mark.parametrize("policy", [False, True])
+def test_the_speed_is_reported_beside_that_of_random_play(
+    verify: Any, tmp_path: Path, policy: bool
+) -> None:
+    """Printed, and in the JSON; what they are is the machine's."""
+    file = tmp_path / "audit.json"
+    arguments = ["mygame:make", "--steps", "300", "--json", str(file)]
+    _, out, err = verify(*arguments, *(["--policy", "mygame:policy"] if policy else []))
+    assert not err
+    figures = json.loads(file.read_text())["figures"]
+    for name in ("states a second", "states a second of random play"):
+        name = f"environment: {name}" if policy else name
+        assert figures[name] > 0
+        assert f"\n  {name}: {figures[name]:,.6g}\n" in out
 
 
 def test_a_finding(verify: Any, tmp_path: Path) -> None:
@@ -160,24 +195,12 @@ def test_a_finding(verify: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chosen", ["mygame:policy", "flat", "autoregressive"])
 def test_a_policy(verify: Any, tmp_path: Path, chosen: str) -> None:
-    name = "mygame:make" if chosen == "mygame:policy" else "mygame:Fields"
-    if name == "mygame:Fields":  # the default encoder embeds no entities
-        (tmp_path / "mygame.py").write_text(
-            MYGAME
-            + """
-PLAIN = fp.ActionSpec.from_nvec(SPEC.nvec.tolist())
-
-def Fields():
-    env = make()
-    env.action_spec = PLAIN
-    env.legal_layout = LAYOUT.with_spec(PLAIN)
-    return env
-"""
-        )
+    """By the name of a head, too, though this spec has Entity roles."""
     file = tmp_path / "audit.json"
-    status, out, err = verify(name, "--steps", "300", "--policy", chosen, "--json", str(file))
+    arguments = ["mygame:make", "--steps", "300", "--policy", chosen]
+    status, out, err = verify(*arguments, "--json", str(file))
     assert status in (0, 1), err
-    assert f"{name}, policy {chosen}" in out
+    assert f"mygame:make, policy {chosen}" in out
     for check in environment.CHECKS:
         assert f"environment: {check}" in out
     for check in policy.CHECKS:
@@ -258,6 +281,10 @@ def test_a_dict_observation_s_keys(verify: Any, tmp_path: Path) -> None:
     arguments = ["--steps", "60", "--spec", "mygame:SPEC", "--layout", "n_legal,legal"]
     status, out, err = verify("mygame:MyGym", *arguments)
     assert status == 0, out + err
+    status, out, err = verify("mygame:MyGym", *arguments, "--policy", "flat")
+    assert status == 2
+    assert not out  # before it audits the environment
+    assert "--policy flat cannot play mygame:MyGym: TypeError: MyGym is a bare gymnasium.Env" in err
     status, out, err = verify("mygame:make", *arguments, "--policy", "flat")
     assert status == 0, out + err
 
@@ -317,7 +344,17 @@ def test_codes_and_explanations(verify: Any) -> None:
         (["mygame:make", "--json", "no/where.json"], "there is no folder no"),
         (["mygame:make", "--policy", "clever"], "neither module:factory nor a run folder nor"),
         (["mygame:make", "--policy", "mygame:none"], "mygame:none(env) failed: TypeError"),
-        (["mygame:make", "--policy", "flat"], "--policy flat cannot be made for this env"),
+        (
+            ["mygame:Listed", "--policy", "flat"],
+            "--policy flat cannot be made for this environment: ValueError: LegalLayout(14 bytes, ",
+        ),
+        (
+            [
+                *("mygame:Bare", "--spec", "mygame:SPEC"),
+                *("--legal-actions", "mygame:listed", "--policy", "flat"),
+            ],
+            "--policy flat reads the list from observations: name where it is with --layout",
+        ),
         (["mygame:make", "--policy", "mygame.py"], "is a file or folder; `train` trains on ess"),
         (["essence_wars", "--policy", "mygame.py"], "cannot be read as a checkpoint"),
         (["mygame:make", "--spec", "mygame:LAYOUT"], "is of type LegalLayout, not ActionSpec"),

@@ -167,7 +167,11 @@ def test_nothing_is_legal() -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (True, ValueError, r"3 prefixes of 1 values and must answer \(3,\) bool, got \(\)"),
+        (
+            True,
+            ValueError,
+            r"3 prefixes of 1 values, an array .*must answer \(3,\) bool, got \(\)",
+        ),
         ([True], ValueError, r"got \(1,\)"),
         (np.ones((3, 1), bool), ValueError, r"got \(3, 1\)"),
         (np.ones(3, int), TypeError, r"must answer \(3,\) bool, got int64"),
@@ -177,8 +181,54 @@ def test_nothing_is_legal() -> None:
     ],
 )
 def test_answers_that_are_none(answer: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words + r".*; if it takes one tuple at a time, give whole\("):
         enumerate_legal(SPEC, lambda prefixes: answer)
+
+
+def of_one_tuple(action: Any) -> bool:
+    primary, i, j = action
+    return primary == 1 and i == j
+
+
+LEGAL = {(1, 2, 3), (4, 0, 1)}
+OF_ONE_TUPLE = [
+    of_one_tuple,  # cannot be unpacked
+    lambda action: action[0] == 1 and action[1] == action[2],  # no second prefix, or no truth value
+    lambda action: tuple(action) in LEGAL,  # rows are not hashable
+    lambda action: action in LEGAL,  # nor is the array
+    lambda action: bool(sum(action) < 3),
+    lambda action: isinstance(action, tuple),  # one answer for all
+]
+
+
+@pytest.mark.parametrize("predicate", OF_ONE_TUPLE)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_predicate_of_one_tuple_is_told_of_whole(predicate: Any, wrapped: bool) -> None:
+    hint = r"if it takes one tuple at a time, give whole\(is_legal, each=True\)$"
+    with pytest.raises((TypeError, ValueError), match=hint) as raised:
+        enumerate_legal(SPEC, whole(predicate) if wrapped else predicate)
+    cause = raised.value.__cause__
+    assert cause is None or f"it raised {type(cause).__name__}: {cause}; if" in str(raised.value)
+    enumerate_legal(SPEC, whole(predicate, each=True))
+
+
+def test_a_predicate_of_one_tuple_is_asked_about_fewer_prefixes_than_it_has_values() -> None:
+    spec = fp.ActionSpec.from_nvec([2, 3, 3])
+
+    def is_legal(action: Any) -> bool:
+        return bool(action[2] == 1)
+
+    with pytest.raises(TypeError, match=r"it raised IndexError: .*; if it takes one tuple"):
+        enumerate_legal(spec, is_legal)
+    assert len(enumerate_legal(spec, whole(is_legal, each=True))) == 6
+
+
+def test_what_a_predicate_of_one_tuple_raises_is_its_own() -> None:
+    def broken(action: Any) -> bool:
+        raise IndexError("no such unit")
+
+    with pytest.raises(IndexError, match=r"^no such unit$"):
+        enumerate_legal(SPEC, whole(broken, each=True))
 
 
 def test_a_plain_predicate_must_say_true_or_false() -> None:

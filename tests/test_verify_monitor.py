@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pufferlib import pufferl
 from torch import nn
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.verify.monitor import IllegalActionError, LegalityMonitor
-from tests.games import BANDIT_DTYPE, BANDIT_SPEC, Bandit, BanditEncoder, trainer_config
+from tcg_flatpolicy.verify.monitor import CHECK_SENT, IllegalActionError, LegalityMonitor
+from tests.games import BANDIT_DTYPE, BANDIT_SPEC, Bandit, BanditEncoder
 from tests.strategies import Struct, lists_for, random_bytes, records_in, structs
 
 LAYOUT = fp.LegalLayout.from_dtype(BANDIT_DTYPE, "n", "legal", spec=BANDIT_SPEC)
@@ -101,22 +98,6 @@ class Unmasked(nn.Module):
     forward = forward_eval
 
 
-@pytest.fixture
-def trainers(tmp_path: Path) -> Iterator[Any]:
-    """Makes PuffeRL trainers, and stops their threads and workers."""
-    made = []
-
-    def new(vecenv: Any, policy: Any, **changes: Any) -> Any:
-        made.append(pufferl.PuffeRL(trainer_config(vecenv, tmp_path, **changes), vecenv, policy))
-        return made[-1]
-
-    yield new
-    for trainer in made:
-        trainer.utilization.stop()
-        trainer.vecenv.close()
-    torch.set_autocast_enabled("cpu", False)  # train() enters it and never leaves
-
-
 def make(backend: str, empty: float = 0.3) -> Any:
     kwargs = {"num_agents": AGENTS, "empty": empty}
     if backend == "native":
@@ -143,21 +124,23 @@ def recount(wire: Wire) -> dict[str, Any]:
     """Counted by Python loops over what passed the wire."""
     names = {number: primary.name for number, primary in BANDIT_SPEC.primaries.items()}
     counts: dict[str, Any] = dict.fromkeys(
-        ("sent", "illegal", "empty", "noops", "noop_right", "unknown"), 0
+        ("sent", "illegal", "forced", "empty", "noops", "noop_listed", "unknown"), 0
     )
     each = {name: [0, 0, 0] for name in names.values()}
     for observations, actions in wire.passed:
         lists = LAYOUT.read(torch.as_tensor(observations)).to_lists()
         for legal, action in zip(lists, map(tuple, actions.reshape(-1, 3).tolist()), strict=True):
-            right = legal or [(0, 0, 0)]
-            counts["sent"] += 1
-            counts["illegal"] += action not in right
             counts["empty"] += not legal
+            counts["noop_listed"] += (0, 0, 0) in legal
+            if not legal and action == (0, 0, 0):
+                counts["forced"] += 1
+                continue
+            counts["sent"] += 1
+            counts["illegal"] += action not in legal
             counts["noops"] += action == (0, 0, 0)
-            counts["noop_right"] += (0, 0, 0) in right
             if action[0] in names:
                 each[names[action[0]]][0] += 1
-                each[names[action[0]]][1] += action not in right
+                each[names[action[0]]][1] += action not in legal
             else:
                 counts["unknown"] += 1
             for primary in {tuple_[0] for tuple_ in legal}:
@@ -184,17 +167,20 @@ def test_a_sound_policy_trains_under_it(trainers: Any, backend: str) -> None:
     for _ in range(2):
         trainer.evaluate()
         trainer.train()
-    assert trainer.global_step == monitor.counts.sent == 2 * 8 * monitor.num_agents
-    assert counted(monitor) == recount(wire)
     counts = monitor.counts
+    assert trainer.global_step == counts.sent + counts.forced == 2 * 8 * monitor.num_agents
+    assert counted(monitor) == recount(wire)
     assert counts.states == len(wire.passed)
     assert counts.illegal == counts.unchecked == counts.inactive == counts.broken_lists == 0
-    assert 0.1 < counts.empty / counts.sent < 0.5
+    assert counts.forced == counts.empty
+    assert 0.1 < counts.empty / trainer.global_step < 0.5
     assert counts.primaries["attack"].legal > counts.primaries["attack"].sent > 0
     report = monitor.report()
     assert report.ok
     assert [check.status for check in report.checks.values()] == ["passed", "passed"]
     assert report.figures["attack: sent"] == counts.primaries["attack"].sent
+    assert report.figures["actions sent"] == report.checks[CHECK_SENT].cases == counts.sent
+    assert report.figures["no-ops of rows without a list"] == counts.forced
 
 
 def test_training_is_the_same_with_it_as_without(trainers: Any) -> None:
@@ -276,7 +262,7 @@ def test_the_words_name_state_row_tuple_and_the_nearest() -> None:
         "state 3, row 0 (agent 10): (1, 3, 3): attack(unit[3], unit[3]) is not legal; of the 3 "
         "legal actions these are nearest: attack(unit[2], unit[3]), attack(unit[2], unit[1]), rest"
     )
-    assert monitor.counts.sent == 9
+    assert (monitor.counts.sent, monitor.counts.forced) == (6, 3)
     assert monitor.counts.illegal == 1
     assert len(monitor.vecenv.sent) == 3  # the reset and two sound batches
 
@@ -324,7 +310,7 @@ def test_actions_of_any_dtype_with_whole_values(dtype: str) -> None:
     monitor.recv()
     actions = np.array([(1, 2, 1), (0, 0, 0), (2, 4, 0)], dtype)
     monitor.send(actions)
-    assert monitor.counts.sent == 3
+    assert (monitor.counts.sent, monitor.counts.forced) == (2, 1)
     assert monitor.vecenv.sent[-1] is actions  # sent on as it is
 
 
@@ -374,7 +360,7 @@ def test_a_list_is_for_one_action() -> None:
     monitor.recv()
     monitor.async_reset(4)
     monitor.send(actions)  # nor for these, after the reset
-    assert monitor.counts.sent == 3
+    assert (monitor.counts.sent, monitor.counts.forced) == (2, 1)
     assert monitor.counts.unchecked == 6
     assert len(monitor.vecenv.sent) == 4
 
@@ -450,6 +436,39 @@ def test_a_primary_that_is_legal_and_never_sent_is_named() -> None:
     assert "play: legal, never sent" not in figures
 
 
+def test_forced_no_ops_are_reported_apart() -> None:
+    """The one of a row without a list is no action of the policy's, nor of the primary's."""
+    monitor = LegalityMonitor(Scripted())
+    for _ in range(5):
+        monitor.recv()
+        monitor.send(np.array([(1, 2, 1), (0, 0, 0), (2, 4, 0)]))
+    report = monitor.report()
+    assert report.figures["actions sent"] == 10
+    assert report.figures["no-ops"] == 0
+    assert report.figures["rows whose list held the no-op"] == 5
+    assert report.figures["rows without a list"] == 5
+    assert report.figures["no-ops of rows without a list"] == 5
+    assert report.figures["rest: sent"] == 0
+    assert report.figures["rest: legal, never sent"] == 5  # by no choice, that is
+    assert report.checks[CHECK_SENT].cases == 10
+    # Where another action is sent it is the policy's, and illegal.
+    monitor = LegalityMonitor(Scripted(), on_illegal="record")
+    monitor.recv()
+    monitor.send(np.array([(1, 2, 1), (2, 4, 0), (2, 4, 0)]))
+    counts = monitor.counts
+    assert (counts.sent, counts.illegal, counts.forced, counts.empty) == (3, 1, 0, 1)
+
+
+def test_only_empty_lists_are_nothing_passed() -> None:
+    monitor = LegalityMonitor(Scripted([[], []]))
+    monitor.recv()
+    monitor.send(np.zeros((2, 3), int))
+    check = monitor.report().checks[CHECK_SENT]
+    assert check.status == "skipped"
+    assert "no row had a list" in str(check.skipped)
+    assert monitor.counts.forced == 2
+
+
 def test_reset_and_step_as_pufferlib_has_them() -> None:
     for teacher in (True, False):  # PufferLib 3.0.0 returns no teacher actions
         monitor = LegalityMonitor(Scripted(teacher=teacher))
@@ -460,7 +479,7 @@ def test_reset_and_step_as_pufferlib_has_them() -> None:
         assert len(result) == 5
         assert result[4] == [{"info": 1}]
         assert result[0] is observations
-        assert monitor.counts.sent == 3
+        assert (monitor.counts.sent, monitor.counts.forced) == (2, 1)
         with pytest.raises(IllegalActionError):
             monitor.step(np.array([(1, 2, 0), (0, 0, 0), (2, 4, 0)]))
 
@@ -508,8 +527,9 @@ def test_the_no_op_is_the_specs_and_ids_may_have_gaps() -> None:
     monitor.send(np.array([(2, 1), (9, 0), (2, 1), (0, 0)]))
     counts = monitor.counts
     assert [illegal.row for illegal in monitor.illegal] == [2, 3]
-    assert (counts.noops, counts.noop_right, counts.empty, counts.unknown) == (2, 3, 2, 1)
-    assert vars(counts.primaries["a"]) == {"sent": 2, "illegal": 1, "legal": 1}
+    assert (counts.sent, counts.forced, counts.empty, counts.unknown) == (3, 1, 2, 1)
+    assert (counts.noops, counts.noop_listed) == (1, 1)
+    assert vars(counts.primaries["a"]) == {"sent": 1, "illegal": 1, "legal": 1}
     assert vars(counts.primaries["b"]) == {"sent": 1, "illegal": 0, "legal": 2}
 
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pettingzoo.utils
 import pufferlib.emulation
 import pufferlib.models
 import pufferlib.vector
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
+from tcg_flatpolicy import testing
 from tcg_flatpolicy.layout import env_attribute
 from tcg_flatpolicy.verify import Report
 from tcg_flatpolicy.verify import policy as audit
 from tcg_flatpolicy.verify.policy import audit_policy
+from tests.broken import AEC, Parallel, Solo
 from tests.broken import SPEC as DUEL_SPEC
-from tests.broken import Solo
 from tests.games import BANDIT_SPEC, CARDS, ROOM, Bandit, BanditEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -173,6 +177,22 @@ class RolloutTemperature(Plain):
         return self.face(log_p), self.value(hidden)
 
 
+class ExploresInUpdates(fp.Policy):
+    """P04: a schedule that is asked in the update only."""
+
+    def forward(self, observations: Tensor, state: Any = None) -> Any:
+        self.explore(temperature=1.5)
+        return super().forward(observations, state)
+
+    def forward_eval(self, observations: Tensor, state: Any = None) -> Any:
+        self.explore()
+        return super().forward_eval(observations, state)
+
+
+def explores_in_updates(env: Any) -> nn.Module:
+    return ours(env, ExploresInUpdates)
+
+
 class Dropout(Plain):
     """P05: drawn with some units dropped, replayed with others."""
 
@@ -318,6 +338,7 @@ BROKEN = [
     (GreedyMasks, "P02"),
     (Fallback, "P03"),
     (RolloutTemperature, "P04"),
+    (explores_in_updates, "P04"),
     (Dropout, "P05"),
     (BatchNorm, "P05"),
     (Clock, "P05"),
@@ -473,6 +494,7 @@ def test_a_message_names_row_step_tuple_and_list() -> None:
         (Dropout, "when asked again in the same batch"),
         (BatchNorm, "when asked again among other rows"),
         (RolloutTemperature, "the rollout (forward_eval) gave log-prob"),
+        (explores_in_updates, "from step 0 on: the policy refused the update: exploration was"),
         (LostMass, "the rest is on tuples that are not listed, or lost"),
         (Positions, "with the list in another order"),
         (ReadsPadding, "with other tuples behind the list, in its padding"),
@@ -576,9 +598,113 @@ def test_chi_square_knows_right_from_wrong() -> None:
     assert audit._tail(16.0, 1) == pytest.approx(6.334e-5, rel=1e-3)
 
 
-def test_a_single_emulated_environment_is_refused() -> None:
-    env = pufferlib.emulation.GymnasiumPufferEnv(env_creator=Solo)
-    layout = fp.LegalLayout.from_env(env, count="n", actions="legal")
-    policy = fp.FlatPolicy(env, spec=fp.ActionSpec.from_nvec(DUEL_SPEC.nvec), layout=layout)
-    with pytest.raises(ValueError, match=r"rewards of shape .*put it into a vector environment"):
-        audit_policy(policy, env)
+def one_solo(buf: Any = None, seed: int = 0) -> Any:
+    return pufferlib.emulation.GymnasiumPufferEnv(env_creator=Solo, buf=buf, seed=seed)
+
+
+def one_parallel(buf: Any = None, seed: int = 0) -> Any:
+    return pufferlib.emulation.PettingZooPufferEnv(env_creator=Parallel, buf=buf, seed=seed)
+
+
+class TurnBased(AEC):
+    metadata: ClassVar[dict[str, Any]] = {"is_parallelizable": True}
+    render_mode = None
+
+
+def one_aec(buf: Any = None, seed: int = 0) -> Any:
+    return pufferlib.emulation.PettingZooPufferEnv(
+        env_creator=lambda: pettingzoo.utils.turn_based_aec_to_parallel(TurnBased()),
+        buf=buf,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "returned"),
+    [
+        (Solo, "a bare gymnasium.Env", "emulation.GymnasiumPufferEnv(env_creator=Solo, buf=buf, "),
+        (Parallel, "a bare PettingZoo Para", "emulation.PettingZooPufferEnv(env_creator=Parallel"),
+        (TurnBased, "a bare PettingZoo AECEnv", "utils.turn_based_aec_to_parallel(TurnBased()), "),
+        (
+            one_solo,
+            "a single emulated env",
+            "where make(buf=None, seed=0) returns it, with buf",
+        ),
+        (one_parallel, "a single emulated env", "where make(buf=None, seed=0) returns it, with"),
+    ],
+)
+def test_an_environment_without_rows_is_refused(make: Any, kind: str, returned: str) -> None:
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(TypeError) as raised:
+        audit_policy(nn.Linear(1, 1), env)
+    message = str(raised.value)
+    assert message.startswith(f"{type(env).__name__} is {kind}")
+    assert "pufferlib.vector.make(make, num_envs=4, backend=pufferlib.vector.Serial)" in message
+    assert returned in message
+
+
+@pytest.mark.parametrize("make", [one_solo, one_parallel, one_aec])
+def test_what_a_refusal_says_to_do_works(make: Any) -> None:
+    """With the layout by its keys, and with Entity roles, too."""
+    env = pufferlib.vector.make(make, num_envs=4, backend=pufferlib.vector.Serial)
+    layout = fp.LegalLayout.from_env(env, "n", "legal", DUEL_SPEC)
+    torch.manual_seed(0)
+    encoder = audit.LearnedEntities(layout, DUEL_SPEC)
+    policy = fp.FlatPolicy(env, spec=DUEL_SPEC, layout=layout, encoder=encoder)
+    report = audit_policy(policy, env, 400, layout=("n", "legal"))
+    print(report)
+    assert report.ok
+    assert report.checks[audit.LISTED].cases >= 400
+
+
+def test_keys_need_a_dict_observation() -> None:
+    env = bandit()
+    with pytest.raises(TypeError, match="no structured observation"):
+        audit_policy(ours(env), env, layout=("n", "legal"))
+
+
+def test_rewards_of_another_shape_are_refused() -> None:
+    class OneReward(Bandit):
+        def step(self, actions: Any) -> Any:
+            observations, rewards, *rest = super().step(actions)
+            return observations, float(rewards.sum()), *rest
+
+    env = OneReward(num_agents=4)
+    with pytest.raises(ValueError, match=r"rewards of shape \(\) for 4 rows.*put it into a vector"):
+        audit_policy(ours(env), env)
+
+
+# ---- the encoder for any spec
+
+
+@given(testing.specs(), st.sampled_from(["flat", "autoregressive"]), st.data())
+@settings(max_examples=30)
+def test_an_audit_s_encoder_embeds_any_spec(spec: fp.ActionSpec, head: str, data: Any) -> None:
+    dtype = np.dtype([("hp", "f4", 3), ("n", "u1"), ("legal", "u1", (8, 1 + spec.slots))])
+    layout = fp.LegalLayout.from_dtype(dtype, "n", "legal", spec=spec)
+    shown = torch.as_tensor(data.draw(testing.observations(layout)))
+    encoder = audit.LearnedEntities(layout, spec, hidden_size=8, embedding_size=3)
+    policy = fp.Policy(spec=spec, layout=layout, encoder=encoder, head=head, width=4)
+    distribution, _ = policy.distribution(shown)
+    assert layout.read(shown).contains(distribution.sample()).all()
+    names = {part.role.name for part in spec.parts if isinstance(part.role, fp.Entity)}
+    assert set(encoder.entity_sizes) == names
+    for name, (rows, size) in encoder.entity_sizes.items():
+        roles = [part.role for part in spec.parts if isinstance(part.role, fp.Entity)]
+        assert (rows, size) == (max(role.size for role in roles if role.name == name), 3)
+
+
+def test_an_audit_s_encoder_tells_entities_apart() -> None:
+    """Else every tuple of a primary would have one score."""
+    env = bandit()
+    torch.manual_seed(0)
+    encoder = audit.LearnedEntities(env.legal_layout, env.action_spec)
+    policy = fp.FlatPolicy(env, encoder=encoder)
+    observations, _ = env.reset(seed=1)
+    face, _ = policy.forward_eval(torch.as_tensor(observations))
+    legal, logits = face.distribution.legal, face.distribution.logits
+    attacks = legal.actions[:, 0] == 1
+    row = int(legal.rows[attacks].bincount().argmax())
+    of_row = logits[attacks & (legal.rows == row)]
+    assert len(of_row.unique()) == len(of_row) > 2

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pufferlib.emulation
 import pufferlib.models
 import pufferlib.vector
 import pytest
 import torch
-from pufferlib import pufferl
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.layout import env_attribute
 from tcg_flatpolicy.verify import trainer as audit
 from tcg_flatpolicy.verify.trainer import audit_trainer
-from tests.games import BANDIT_SPEC, Bandit, BanditEncoder, trainer_config
+from tests.broken import SPEC as DUEL_SPEC
+from tests.broken import Solo
+from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
 
 AGENTS, HORIZON = 32, 8
 
@@ -51,21 +51,6 @@ def make_policy(vecenv: Any, kind: type[fp.Policy] = fp.Policy, **arguments: Any
     torch.manual_seed(0)
     env = vecenv.driver_env
     return kind(env, encoder=BanditEncoder(env_attribute(env, "legal_layout")), **arguments)
-
-
-@pytest.fixture
-def trainers(tmp_path: Path) -> Iterator[Any]:
-    """Makes PuffeRL trainers, and stops their threads."""
-    made = []
-
-    def new(vecenv: Any, policy: Any, **changes: Any) -> Any:
-        made.append(pufferl.PuffeRL(trainer_config(vecenv, tmp_path, **changes), vecenv, policy))
-        return made[-1]
-
-    yield new
-    for trainer in made:
-        trainer.utilization.stop()
-    torch.set_autocast_enabled("cpu", False)  # train() enters it and never leaves
 
 
 def nothing_found(report: Any) -> None:
@@ -182,6 +167,19 @@ class Noisy(fp.Policy):
         return self.dropout(hidden), legal, entities
 
 
+class Anneals(fp.Policy):
+    """T01: a schedule sets the exploration when the rollout has ended, not before the next."""
+
+    calls = 0
+
+    def forward_eval(self, observations: Tensor, state: Any = None) -> Any:
+        drawn = super().forward_eval(observations, state)
+        self.calls += 1
+        if self.calls == HORIZON:
+            self.explore(temperature=2.5)
+        return drawn
+
+
 class Spare(fp.Policy):
     """T04: a layer that was replaced but not removed."""
 
@@ -259,11 +257,18 @@ class StaleWeights(fp.Policy):
         return hidden
 
 
+class Tolerant(Bandit):
+    """Plays on whatever it is sent."""
+
+    def pay(self, row: int, action: tuple[int, ...]) -> float:
+        return super().pay(row, action) if BANDIT_SPEC.explain(action) is None else 0.0
+
+
 class Halving(pufferlib.PufferEnv):
     """T07: a wrapper that maps the last slot wrongly."""
 
     def __init__(self, buf: Any = None, seed: int = 0, **arguments: Any) -> None:
-        self.env = Bandit(buf=buf, seed=seed, **arguments)
+        self.env = Tolerant(buf=buf, seed=seed, **arguments)
         for name in ("single_observation_space", "single_action_space", "num_agents"):
             setattr(self, name, getattr(self.env, name))
         super().__init__(buf)
@@ -329,6 +334,37 @@ def test_another_temperature_in_the_rollout(trainers: Any) -> None:
     assert "No usual cause shows; audit_policy" in finding.message
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_exploration_changed_between_rollout_and_update(trainers: Any, recurrent: bool) -> None:
+    class AnnealsRecurrent(Anneals, fp.RecurrentPolicy):
+        pass
+
+    vecenv = make_vecenv()
+    policy = make_policy(vecenv, AnnealsRecurrent if recurrent else Anneals)
+    trainer = trainers(vecenv, policy, use_rnn=recurrent)
+    report = audit_trainer(trainer, 3)
+    finding = found(report, "T01")
+    assert "epoch 0: the policy refused the update: exploration was changed" in finding.message
+    assert "(1.0, 0.0)" in finding.message
+    assert "(2.5, 0.0)" in finding.message
+    assert report.checks[audit.RATIO].status == "failed"
+    assert report.checks[audit.STORED].status == "passed"
+    for check in (audit.LOSSES, audit.REACHED, audit.RELOADED):
+        assert report.checks[check].skipped == "training broke off, see what was found"
+    trainer.evaluate()  # it goes on from there
+    trainer.train()
+
+
+def test_another_error_of_the_update_is_passed_on(trainers: Any) -> None:
+    class Raises(fp.Policy):
+        def forward(self, observations: Tensor, state: Any = None) -> Any:
+            raise RuntimeError("out of memory")
+
+    vecenv = make_vecenv()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        audit_trainer(trainers(vecenv, make_policy(vecenv, Raises)), 1)
+
+
 def test_dropout(trainers: Any) -> None:
     vecenv = make_vecenv()
     finding = found(audit_trainer(trainers(vecenv, make_policy(vecenv, Noisy)), 2), "T01")
@@ -367,6 +403,30 @@ def test_a_loss_that_is_not_finite(trainers: Any) -> None:
     assert "_loss is nan" in report.findings["T02"].message
     assert report.figures["epochs"] == 1  # it stops there
     assert report.checks[audit.RELOADED].status == "skipped"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_from_the_start(
+    trainers: Any, value: float, frozen: bool
+) -> None:
+    """Else the policy itself raises, of a score that is not finite."""
+    vecenv = make_vecenv()
+    policy = make_policy(vecenv)
+    trainer = trainers(vecenv, policy)
+    with torch.no_grad():
+        policy.encoder.mix.weight[3, 2:4] = value
+    policy.encoder.requires_grad_(not frozen)
+    report = audit_trainer(trainer, 3)
+    finding = found(report, "T03")
+    size = policy.encoder.mix.weight.numel()
+    assert finding.message == (
+        f"epoch 0, before the first rollout: 2 of {size} values of encoder.mix.weight are not "
+        "finite"
+    )
+    assert report.figures["epochs"] == trainer.epoch == trainer.global_step == 0
+    assert set(report.checks) == ALL_CHECKS
+    assert not [name for name, check in report.checks.items() if check.status == "passed"]
 
 
 def test_a_gradient_that_is_not_finite(trainers: Any) -> None:
@@ -441,7 +501,7 @@ def test_mostly_empty_lists(trainers: Any) -> None:
 def test_a_wrapper_that_changes_actions(trainers: Any) -> None:
     vecenv = make_vecenv(Halving)
     report = audit_trainer(trainers(vecenv, make_policy(vecenv)), 2)
-    assert "Bandit is given (" in found(report, "T07").message
+    assert "Tolerant is given (" in found(report, "T07").message
     assert report.checks[audit.STORED].status == "passed"
     assert report.checks[audit.ARRIVED].status == "failed"
 
@@ -463,6 +523,59 @@ def test_stored_actions_that_are_not_listed(trainers: Any) -> None:
     report = audit_trainer(trainers(vecenv, make_policy(vecenv, Clips)), 1)
     assert report.checks[audit.STORED].codes == ("T07",)
     assert "is stored, which is not among" in report.findings["T07"].message
+
+
+@pytest.mark.parametrize("env", [Tolerant, Halving])
+def test_an_action_is_counted_once(trainers: Any, env: Any) -> None:
+    """Stored and arrived, it is one; one that is changed on the way is one more."""
+
+    class Counts(env):
+        wrong = 0
+
+        def step(self, actions: Any) -> Any:
+            bandit = getattr(self, "env", self)
+            arrived = np.asarray(actions) // [1, 1, 2 if env is Halving else 1]
+            pairs = zip(actions.tolist(), arrived.tolist(), bandit.lists, strict=True)
+            for sent, reached, listed in pairs:
+                right = listed or [(0, 0, 0)]
+                Counts.wrong += tuple(sent) not in right or tuple(reached) not in right
+            return super().step(actions)
+
+    vecenv = make_vecenv(Counts)
+    spec, layout = BANDIT_SPEC, Bandit(2).legal_layout
+    torch.manual_seed(0)
+    report = audit_trainer(trainers(vecenv, Bare()), 2, spec=spec, layout=layout)
+    finding = found(report, "T07")
+    assert "is stored, which is not among" in finding.message
+    assert finding.count == Counts.wrong > AGENTS
+    assert report.checks[audit.STORED].status == report.checks[audit.ARRIVED].status == "failed"
+
+
+def test_a_layout_may_be_the_keys_of_a_dict_observation(trainers: Any) -> None:
+    class Hidden(nn.Module):
+        """Shows neither spec nor layout."""
+
+        def __init__(self, inner: fp.Policy) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward_eval(self, *arguments: Any) -> Any:
+            return self.inner.forward_eval(*arguments)
+
+        def forward(self, *arguments: Any) -> Any:
+            return self.inner(*arguments)
+
+    def one(buf: Any = None, seed: int = 0) -> Any:
+        return pufferlib.emulation.GymnasiumPufferEnv(env_creator=Solo, buf=buf, seed=seed)
+
+    vecenv = pufferlib.vector.make(one, num_envs=8, backend=pufferlib.vector.Serial)
+    spec = fp.ActionSpec.from_nvec(DUEL_SPEC.nvec)
+    layout = fp.LegalLayout.from_env(vecenv, "n", "legal", spec)
+    trainer = trainers(vecenv, Hidden(fp.FlatPolicy(vecenv, spec=spec, layout=layout)))
+    report = audit_trainer(trainer, 1, spec=spec, layout=("n", "legal"))
+    assert report.checks[audit.STORED].status == report.checks[audit.ARRIVED].status == "passed"
+    with pytest.raises(TypeError, match="no structured observation"):
+        audit_trainer(trainers(make_vecenv(), Bare()), 1, layout=("n", "legal"))
 
 
 def test_without_a_layout_what_needs_it_is_skipped(trainers: Any) -> None:

@@ -23,7 +23,7 @@ from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env
 from tcg_flatpolicy.verify.findings import Report, merged
-from tcg_flatpolicy.verify.policy import audit_policy
+from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows, meaning
 
 if TYPE_CHECKING:
     from tcg_flatpolicy.train import Settings
@@ -166,6 +166,9 @@ def audit(options: argparse.Namespace) -> Report:
     env = make()
     try:
         given = _given(options, env)
+        if make_policy is not None:
+            with _named(f"--policy {options.policy} cannot play {options.env}"):
+                check_rows(env)
         with _named(f"the audit of {options.env} stopped"):
             report = audit_env(
                 env,
@@ -258,8 +261,14 @@ def _untrained(head: str, env: Any, given: Given, built_in: bool) -> Policy:
         from tcg_flatpolicy import train
 
         return train.make_policy(train.Settings(head=head), env)
+    if given["layout"] is None and env_attribute(env, "legal_layout") is None:
+        raise ValueError(
+            f"--policy {head} reads the list from observations: name where it is with --layout"
+        )
     with _named(f"--policy {head} cannot be made for this environment"):
-        return Policy(env, head=head, **given)
+        spec, layout = meaning(None, env, **given)
+        encoder = LearnedEntities(layout, spec)
+        return Policy(env, head=head, spec=spec, layout=layout, encoder=encoder)
 
 
 def _factory(name: str, kind: str) -> Callable[..., Any]:

@@ -84,7 +84,8 @@ def enumerate_legal(spec: ActionSpec, is_legal: PrefixPredicate | whole) -> IntA
         ``tolist()``; as LegalActions, ``LegalActions.from_lists([legal])``.
 
     Raises:
-        TypeError: an answer that is not bool.
+        TypeError: an answer that is not bool, or a predicate that cannot take an array (it raises
+            TypeError, ValueError or IndexError).
         ValueError: an answer of another shape than (n,).
     """
     return _gathered(spec, is_legal, None)
@@ -109,7 +110,7 @@ def list_from_head_masks(
         (N, 1 + slots) int64, in lexicographic order.
 
     Raises:
-        TypeError: a mask, or an answer, that is not bool.
+        TypeError: a mask, or an answer, that is not bool, or a predicate that cannot take an array.
         ValueError: another number of masks than values in a tuple, or one of another size.
     """
     sizes = spec.nvec.tolist()
@@ -178,19 +179,28 @@ def _children(spec: ActionSpec, prefixes: IntArray) -> Iterator[IntArray]:
 
 def _answer(is_legal: PrefixPredicate | whole, candidates: IntArray) -> Mask:
     n, width = candidates.shape
-    answer = is_legal(candidates.copy())
+    if isinstance(is_legal, whole) and is_legal.each:
+        return np.asarray(is_legal(candidates), dtype=np.bool_)
+    asked = (
+        f"is_legal was asked about {n} prefixes of {width} values, an array ({n}, {width}), and "
+        f"must answer ({n},) bool"
+    )
+    hint = "; if it takes one tuple at a time, give whole(is_legal, each=True)"
+    try:
+        answer = is_legal(candidates.copy())
+    except (TypeError, ValueError, IndexError) as error:
+        raise TypeError(f"{asked}, it raised {type(error).__name__}: {error}{hint}") from error
     if isinstance(answer, Tensor):
         answer = answer.detach().cpu().numpy()
-    asked = f"is_legal was asked about {n} prefixes of {width} values and must answer ({n},) bool"
     if not isinstance(answer, np.ndarray):
         try:
             answer = np.asarray(answer)
         except ValueError:
-            raise ValueError(f"{asked}, got {answer!r}") from None
+            raise ValueError(f"{asked}, got {answer!r}{hint}") from None
     if answer.dtype != np.bool_:
-        raise TypeError(f"{asked}, got {answer.dtype}")
+        raise TypeError(f"{asked}, got {answer.dtype}{hint}")
     if answer.shape != (n,):
-        raise ValueError(f"{asked}, got {answer.shape}")
+        raise ValueError(f"{asked}, got {answer.shape}{hint}")
     accepted: Mask = answer
     return accepted
 

@@ -26,7 +26,7 @@ class PrimaryCounts:
     """What came of one primary."""
 
     sent: int
-    """Actions of this primary."""
+    """Actions of this primary, but for forced no-ops."""
     illegal: int
     """Of them, not in the list that was shown."""
     legal: int
@@ -45,17 +45,19 @@ class Counts:
     states: int
     """recv calls."""
     sent: int
-    """Actions checked."""
+    """Actions checked, but for forced ones."""
     illegal: int
-    """Of them, neither listed nor the no-op of an empty list."""
+    """Of them, those that are not listed."""
+    forced: int
+    """No-ops of rows without a list, where nothing else is right."""
     empty: int
-    """Rows without a legal action."""
+    """Rows without a list."""
     noops: int
-    """Actions that were the spec's no-op."""
-    noop_right: int
-    """Rows in which the no-op was right: it was listed, or the list was empty."""
+    """Of the actions sent, those that were the spec's no-op."""
+    noop_listed: int
+    """Rows whose list held the no-op."""
     unknown: int
-    """Actions whose primary is none of the spec's; they are illegal too."""
+    """Of the actions sent, those whose primary is none of the spec's; they are illegal too."""
     inactive: int
     """Rows that the environment masked out; their actions are not checked."""
     unchecked: int
@@ -189,7 +191,7 @@ class LegalityMonitor:
         self._bin_of = np.full(len(spec.limits) + 1, self._bins - 1)
         self._bin_of[list(spec.primaries)] = np.arange(self._bins - 1)
         self._sent, self._illegal, self._legal = np.zeros((3, self._bins), dtype=np.int64)
-        self._states = self._rows = self._empty = self._noops = self._noop_right = 0
+        self._states = self._rows = self._empty = self._forced = self._noops = self._noop_listed = 0
         self._inactive = self._unchecked = self._broken = 0
         self._first_illegal = ""
         self._first_broken: tuple[int, str] | None = None
@@ -260,9 +262,10 @@ class LegalityMonitor:
             states=self._states,
             sent=int(self._sent.sum()),
             illegal=int(self._illegal.sum()),
+            forced=self._forced,
             empty=self._empty,
             noops=self._noops,
-            noop_right=self._noop_right,
+            noop_listed=self._noop_listed,
             unknown=int(self._sent[-1]),
             inactive=self._inactive,
             unchecked=self._unchecked,
@@ -284,6 +287,8 @@ class LegalityMonitor:
         report = Report(f"actions sent to {type(self.vecenv).__name__} in {counts.states:,} states")
         if counts.sent:
             report.looked(CHECK_SENT, counts.sent)
+        elif counts.forced:
+            report.skip(CHECK_SENT, "no row had a list, and all played the no-op; see audit_env")
         else:
             report.skip(CHECK_SENT, "no action was sent after a recv; train, or step it")
         if counts.illegal:
@@ -300,9 +305,10 @@ class LegalityMonitor:
                 "states": counts.states,
                 "actions sent": counts.sent,
                 "illegal": counts.illegal,
-                "rows without a legal action": counts.empty,
                 "no-ops": counts.noops,
-                "rows in which the no-op was right": counts.noop_right,
+                "rows whose list held the no-op": counts.noop_listed,
+                "rows without a list": counts.empty,
+                "no-ops of rows without a list": counts.forced,
                 "actions of no primary": counts.unknown,
                 "rows masked out, not checked": counts.inactive,
                 "actions sent without a recv, not checked": counts.unchecked,
@@ -368,34 +374,33 @@ class LegalityMonitor:
     def _check(self, actions: IntArray, sent: Any, shown: _Lists) -> None:
         rows, empty = shown.rows, shown.counts == 0
         same = shown.slots[0] == actions[rows, 0]
-        listed_noop = shown.slots[0] == self.spec.noop[0]
+        noops = shown.slots[0] == self.spec.noop[0]
         for slot, values in enumerate(shown.slots[1:], start=1):
             same &= values == actions[rows, slot]
-            listed_noop &= values == self.spec.noop[slot]
+            noops &= values == self.spec.noop[slot]
         is_noop = (actions == self.spec.noop).all(axis=1)
-        legal = empty & is_noop
+        forced = empty & is_noop
+        legal = np.zeros(len(empty), dtype=bool)
         legal[rows[same]] = True
         legal &= (actions >= 0).all(axis=1)  # a broken list may hold -1, as what is not whole is
-        noop_right = empty.copy()
-        noop_right[rows[listed_noop]] = True
+        noop_listed = np.zeros(len(empty), dtype=bool)
+        noop_listed[rows[noops]] = True
         offered = np.zeros((len(empty), self._bins), dtype=bool)
         offered[rows, self._bin(shown.slots[0])] = True
         bins = self._bin(actions[:, 0])
-        active = shown.active
-        if active is not None:
-            self._inactive += len(active) - int(active.sum())
-            bins, legal, is_noop = bins[active], legal[active], is_noop[active]
-            noop_right, offered, empty = noop_right[active], offered[active], empty[active]
-        self._sent += np.bincount(bins, minlength=self._bins)
-        self._legal += offered.sum(axis=0)
-        self._empty += int(empty.sum())
-        self._noops += int(is_noop.sum())
-        self._noop_right += int(noop_right.sum())
-        if legal.all():
-            return
-        self._illegal += np.bincount(bins[~legal], minlength=self._bins)
-        wrong = np.flatnonzero(~legal)
-        self._note(wrong if active is None else np.flatnonzero(active)[wrong], sent, shown)
+        active = np.ones(len(empty), dtype=bool) if shown.active is None else shown.active
+        counted = active & ~forced
+        wrong = np.flatnonzero(counted & ~legal)
+        self._inactive += int((~active).sum())
+        self._sent += np.bincount(bins[counted], minlength=self._bins)
+        self._illegal += np.bincount(bins[wrong], minlength=self._bins)
+        self._legal += offered[active].sum(axis=0)
+        self._forced += int((active & forced).sum())
+        self._empty += int((active & empty).sum())
+        self._noops += int((counted & is_noop).sum())
+        self._noop_listed += int((active & noop_listed).sum())
+        if len(wrong):
+            self._note(wrong, sent, shown)
 
     def _bin(self, primaries: IntArray) -> IntArray:
         """The bin of each id; those that are no primary's share the last."""

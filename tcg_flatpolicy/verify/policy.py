@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.policy import RecurrentPolicy
+from tcg_flatpolicy.policy import Encoding, FieldEncoder, RecurrentPolicy
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, LegalNormal
-from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.spec import ActionSpec, Entity
 from tcg_flatpolicy.verify.findings import Report
 
 SEGMENT = 16
@@ -85,7 +86,7 @@ def audit_policy(
     seed: int = 0,
     *,
     spec: ActionSpec | None = None,
-    layout: LegalLayout | None = None,
+    layout: LegalLayout | tuple[str, str] | None = None,
     recurrent: bool | None = None,
 ) -> Report:
     """Plays a policy and checks what it draws and what it says of it.
@@ -105,18 +106,24 @@ def audit_policy(
         steps: states to draw in, at least; each row of each environment step is one.
         seed: of the environment, the draws and the choices of the audit.
         spec: what tuples mean; the policy's or the environment's if left out.
-        layout: where the legal list is; the policy's or the environment's if left out.
+        layout: where the legal list is, or the keys of count and list in a Dict observation; the
+            policy's or the environment's if left out.
         recurrent: whether the policy carries lstm_h and lstm_c; by whether it has an ``lstm`` or
             ``cell`` if left out.
 
     Raises:
         ImportError: PufferLib is not installed.
+        TypeError: an environment that does not show rows (`check_rows` says how to wrap it), or a
+            layout of keys where observations are not emulated from a Dict.
         ValueError: steps below 1, no spec or layout anywhere, or a list that is broken or not
             within the spec (audit_env says more).
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    check_rows(env)
     started = time.monotonic()
+    if isinstance(layout, tuple):
+        layout = LegalLayout.from_env(env, *layout, spec)
     spec, layout = meaning(policy, env, spec, layout)
     report = Report(f"policy {type(policy).__name__} on {type(env).__name__}, seed {seed}")
     asked = Asked(policy, is_recurrent(policy) if recurrent is None else recurrent)
@@ -134,6 +141,78 @@ def audit_policy(
                     buffer.copy_(buffers[name])
     report.figures["seconds"] = time.monotonic() - started
     return report
+
+
+def check_rows(env: Any) -> None:
+    """Does nothing if an environment shows a policy rows of flat observations, as PuffeRL needs.
+
+    Raises:
+        TypeError: a Gymnasium or PettingZoo environment, or one under PufferLib's emulation, that
+            is in no vector environment; the message says how to put it into one.
+    """
+    if hasattr(env, "recv"):
+        return
+    name = type(env).__name__
+    if isinstance(getattr(env, "emulated", None), dict):
+        is_a, returned = "a single emulated environment", "it, with buf and seed"
+    elif isinstance(env, gymnasium.Env):
+        is_a = "a bare gymnasium.Env"
+        returned = f"pufferlib.emulation.GymnasiumPufferEnv(env_creator={name}, buf=buf, seed=seed)"
+    elif hasattr(env, "possible_agents"):
+        creator, is_a = name, "a bare PettingZoo ParallelEnv"
+        if hasattr(env, "agent_iter"):
+            creator = f"lambda: pettingzoo.utils.turn_based_aec_to_parallel({name}())"
+            is_a = "a bare PettingZoo AECEnv"
+        emulation = "pufferlib.emulation.PettingZooPufferEnv"
+        returned = f"{emulation}(env_creator={creator}, buf=buf, seed=seed)"
+    else:
+        return
+    raise TypeError(
+        f"{name} is {is_a}, and a policy plays rows of flat observations: make and audit it with "
+        "pufferlib.vector.make(make, num_envs=4, backend=pufferlib.vector.Serial), where "
+        f"make(buf=None, seed=0) returns {returned}"
+    )
+
+
+class LearnedEntities(FieldEncoder):
+    """A FieldEncoder that embeds every Entity of a spec, by a learned row for each number.
+
+    As if each were an Index: enough to audit a policy of any spec, not to play well.
+
+    Args:
+        layout: where the fields are.
+        spec: whose Entities are embedded, each name by as many rows as its largest role needs.
+        hidden_size: D.
+        embedding_size: E.
+
+    Raises:
+        ValueError: there is no field besides the legal list.
+    """
+
+    def __init__(
+        self,
+        layout: LegalLayout,
+        spec: ActionSpec,
+        hidden_size: int = 256,
+        embedding_size: int = 16,
+    ) -> None:
+        super().__init__(layout, hidden_size)
+        for part in spec.parts:
+            if isinstance(part.role, Entity):
+                rows, _ = self.entity_sizes.get(part.role.name, (0, 0))
+                size = max(rows, part.role.size), embedding_size
+                self.entity_sizes[part.role.name] = size
+        self.rows = nn.ParameterList(
+            nn.Parameter(torch.randn(size)) for size in self.entity_sizes.values()
+        )
+
+    def forward(self, observations: Tensor) -> Encoding:
+        """Observations (B, columns) -> hidden (B, D), and entities (B, n, E) alike in every row."""
+        hidden, _ = super().forward(observations)
+        named = zip(self.entity_sizes, self.rows, strict=True)
+        return Encoding(
+            hidden, {name: rows.expand(len(hidden), *rows.shape) for name, rows in named}
+        )
 
 
 def meaning(
@@ -157,8 +236,8 @@ def meaning(
     ):
         if value is None:
             raise ValueError(
-                f"neither {type(policy).__name__} has a {name} nor {type(env).__name__} an "
-                f"{attribute}: give {name}=..."
+                f"neither has {type(policy).__name__} a {name} nor {type(env).__name__} the "
+                f"attribute {attribute}: give {name}=..."
             )
     assert spec is not None
     assert layout is not None
@@ -181,6 +260,11 @@ def _policy_layers(policy: Any) -> Iterator[Any]:
         seen.add(id(policy))
         yield policy
         policy = getattr(policy, "_orig_mod", None) or getattr(policy, "policy", None)
+
+
+def exploration_changed(error: RuntimeError) -> bool:
+    """Whether a policy of this library refused an update because its exploration was changed."""
+    return "between rollout and update" in str(error)
 
 
 def in_words(spec: ActionSpec, action: list[int]) -> str:
@@ -386,7 +470,7 @@ class _Audit:
         share = min(1.0, CLOSE_ROWS / steps)
         close: list[_Steps] = []
         segment: list[_Steps] = []
-        off_update: list[tuple[int, int, float, float]] = []
+        off_update: list[tuple[int, str]] = []
         total = number = 0
         carried: dict[str, Tensor] = {}
         while total < steps:
@@ -435,15 +519,8 @@ class _Audit:
             number += 1
         self.report.figures["states"] = total
         if off_update and "P05" not in self.report.findings:
-            state, row, rollout, update = off_update[0]
-            self.report.found(
-                "P04",
-                UPDATE,
-                f"step {state}, row {row}: the rollout (forward_eval) gave log-prob {rollout:.6f}, "
-                f"the update (forward) gives {update:.6f} for the same observation and action",
-                state,
-                len(off_update),
-            )
+            state, message = off_update[0]
+            self.report.found("P04", UPDATE, message, state, len(off_update))
         return close
 
     def _sendable(self, actions: Tensor, listed: Tensor, legal: LegalActions) -> Any:
@@ -506,15 +583,25 @@ class _Audit:
                 len(off),
             )
 
-    def _update(
-        self, segment: list[_Steps], off_update: list[tuple[int, int, float, float]]
-    ) -> None:
-        """The update's log-probs of a segment, twice, against the rollout's."""
+    def _update(self, segment: list[_Steps], off_update: list[tuple[int, str]]) -> None:
+        """The update's log-probs of a segment, twice, against the rollout's.
+
+        Where they are not the same, the step and a message are added to ``off_update``.
+        """
         observations = torch.stack([rows.observations for rows in segment], dim=1)
         actions = torch.stack([rows.actions for rows in segment], dim=1)
         stored = torch.stack([rows.log_prob for rows in segment], dim=1).flatten()
-        first = self.asked.update(observations, actions).log_prob
-        second = self.asked.update(observations, actions).log_prob
+        try:
+            first = self.asked.update(observations, actions).log_prob
+            second = self.asked.update(observations, actions).log_prob
+        except RuntimeError as error:
+            if not exploration_changed(error):
+                raise
+            state = int(segment[0].state[0])
+            self.report.looked(UPDATE, len(stored))
+            message = f"from step {state} on: the policy refused the update: {error}"
+            off_update += [(state, message)] * len(stored)
+            return
         flat = _Steps(
             torch.stack([rows.state for rows in segment], dim=1).flatten(),
             torch.stack([rows.row for rows in segment], dim=1).flatten(),
@@ -529,9 +616,12 @@ class _Audit:
         self._differ("by a second forward", flat, second)
         self.report.looked(UPDATE, len(first))
         for n in self._off(stored, first).nonzero()[:, 0].tolist():
-            off_update.append(
-                (int(flat.state[n]), int(flat.row[n]), float(stored[n]), float(first[n]))
+            message = (
+                f"{flat.where(n)}: the rollout (forward_eval) gave log-prob "
+                f"{float(stored[n]):.6f}, the update (forward) gives {float(first[n]):.6f} for the "
+                "same observation and action"
             )
+            off_update.append((int(flat.state[n]), message))
 
     def _off(self, a: Tensor, b: Tensor) -> Tensor:
         """(n,) bool: where two log-probs or values are not the same; -inf is the same as -inf."""

@@ -11,6 +11,7 @@ import io
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from tcg_flatpolicy.layout import LegalLayout, env_layers
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
-from tcg_flatpolicy.verify.policy import Asked, in_words, meaning
+from tcg_flatpolicy.verify.policy import Asked, exploration_changed, in_words, meaning
 
 RATIO_TOLERANCE = 1e-3
 """How far the importance ratio may be from 1 before the first update."""
@@ -42,6 +43,9 @@ IDLE = "not most rows are without a legal action"
 STORED = "stored actions are in the lists of stored observations"
 ARRIVED = "actions arrive in the environment as listed"
 
+CHECKS = (RATIO, LOSSES, GRADIENTS, REACHED, RELOADED, IDLE, STORED, ARRIVED)
+"""The names of all checks."""
+
 WATCHED_LOSSES = (
     "policy_loss",
     "value_loss",
@@ -59,30 +63,36 @@ def audit_trainer(
     epochs: int = 3,
     *,
     spec: ActionSpec | None = None,
-    layout: LegalLayout | None = None,
+    layout: LegalLayout | tuple[str, str] | None = None,
 ) -> Report:
     """Trains for some epochs, watching.
 
     The trainer is a PuffeRL and goes on from where it is: what it learns here it has learned. It is
     watched through hooks on its optimizer and parameters and through the ``step`` of environments
     in this process, all removed at the end; nothing of PufferLib is replaced. The audit stops at
-    the first weight that is not finite. The trainer's dashboard is not shown meanwhile, and its
-    statistics are logged in every epoch. As after any training, PufferLib leaves autocast on.
+    the first weight that is not finite (before the first epoch, if there is one), and where the
+    policy refuses an update because its exploration was changed. The trainer's dashboard is not
+    shown meanwhile, and its statistics are logged in every epoch. As after any training, PufferLib
+    leaves autocast on.
 
     Args:
         trainer: a PuffeRL, between epochs.
         epochs: rollouts with an update each.
         spec: what tuples mean; the policy's or the environment's if left out.
-        layout: where the legal list is; the policy's or the environment's if left out. Without
-            either, what needs the lists is skipped.
+        layout: where the legal list is, or the keys of count and list in a Dict observation; the
+            policy's or the environment's if left out. Without either, what needs the lists is
+            skipped.
 
     Raises:
+        TypeError: a layout of keys where observations are not emulated from a Dict.
         ValueError: epochs below 1, or a list that is broken or not within the spec.
         RuntimeError: PufferLib or the policy raised, and nothing was found before that would
             explain it; as is every other exception of theirs.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if isinstance(layout, tuple):
+        layout = LegalLayout.from_env(trainer.vecenv, *layout, spec)
     return _Audit(trainer, spec, layout).run(epochs)
 
 
@@ -113,14 +123,18 @@ class _Audit:
         self.buffers: dict[str, Tensor] = {}
         self.rows = self.idle = self.noop_choices = self.noops = 0
         self.worst_ratio = 0.0
-        self.arrivals: list[tuple[str, int]] = []  # of this epoch, with their counts
+        # Unlisted actions of this epoch. Each is known by its observation, since one that was drawn
+        # unlisted is stored and arrives, and is one action.
+        self.stored: Counter[int] = Counter()
+        self.arrivals: list[tuple[str, Counter[int]]] = []
 
     def run(self, epochs: int) -> Report:
         started, first_step = time.monotonic(), self.trainer.global_step
         blank = self._blank_copy()
         done = 0
         with self._watched():
-            for _ in range(epochs):
+            self._weights("before the first rollout")
+            while done < epochs and not self.stopped:
                 try:
                     self._epoch()
                 except Exception as error:
@@ -129,11 +143,14 @@ class _Audit:
                     self.report.subject += f"; it then raised {type(error).__name__}: {error}"
                     self.stopped = True
                 done += 1
-                if self.stopped:
-                    break
-        self._unreached(done)
-        self._reload(blank)
+        if not self.stopped:
+            self._unreached(done)
+            self._reload(blank)
         self._shares()
+        if self.stopped:
+            for check in CHECKS:
+                if check not in self.report.checks:
+                    self.report.skip(check, "training broke off, see what was found")
         self.report.figures.update(
             {
                 "epochs": done,
@@ -157,15 +174,20 @@ class _Audit:
                 trainer.evaluate()
                 self._lists()
             finally:  # after what was stored, whose message says more
-                for message, count in self.arrivals:
-                    self.report.found("T07", ARRIVED, message, trainer.epoch, count)
-                self.arrivals = []
+                self._report_arrivals()
             # PuffeRL keeps an epoch's losses only if its last log is a quarter of a second old.
             trainer.last_log_time = min(trainer.last_log_time, time.time() - 0.5)
             self.updates = 0
             self.in_update = True
             try:
                 trainer.train()
+            except RuntimeError as error:
+                if not exploration_changed(error):
+                    raise
+                self.stopped = True
+                message = f"epoch {trainer.epoch}: the policy refused the update: {error}"
+                self.report.found("T01", RATIO, message, trainer.epoch)
+                return
             finally:
                 self.in_update = False
         self._losses()
@@ -220,13 +242,19 @@ class _Audit:
         if not self.in_update:
             return
         self.updates += 1
-        for name, parameter in self.parameters.items():
-            if not parameter.detach().isfinite().all():
+        self._weights(f"update {self.updates}")
+
+    def _weights(self, when: str) -> None:
+        """Stops at the first that is not finite."""
+        for name, parameter in self.policy.named_parameters():
+            bad = int((~parameter.detach().isfinite()).sum())
+            if bad:
                 self.stopped = True
                 self.report.found(
                     "T03",
                     GRADIENTS,
-                    f"epoch {self.trainer.epoch}, update {self.updates}: {name} is not finite",
+                    f"epoch {self.trainer.epoch}, {when}: {bad} of {parameter.numel()} values of "
+                    f"{name} are not finite",
                     self.trainer.epoch,
                 )
                 return
@@ -330,7 +358,8 @@ class _Audit:
             legal = self.layout.read(observations[start : start + LISTS_AT_ONCE]).to("cpu")
             legal = legal.distinct()
             some = legal.whole(actions[start : start + LISTS_AT_ONCE].cpu())
-            self._stored(legal, some, start, horizon)
+            for n in self._stored(legal, some, start, horizon):
+                self.stored[_known_by(observations[start + n])] += 1
             offered = torch.zeros(len(legal), dtype=torch.bool)
             offered[legal.rows[(legal.actions == noop).all(1)]] = True
             offered &= legal.counts > 1
@@ -339,12 +368,13 @@ class _Audit:
             self.noop_choices += int(offered.sum())
             self.noops += int((offered & (some == noop).all(1)).sum())
 
-    def _stored(self, legal: LegalActions, actions: Tensor, start: int, horizon: int) -> None:
+    def _stored(self, legal: LegalActions, actions: Tensor, start: int, horizon: int) -> list[int]:
+        """The rows whose stored action is not listed."""
         self.report.looked(STORED, len(legal))
-        wrong = (~legal.contains(actions)).nonzero()[:, 0]
-        if len(wrong):
+        wrong: list[int] = (~legal.contains(actions)).nonzero()[:, 0].tolist()
+        if wrong:
             assert self.spec is not None
-            n = int(wrong[0])
+            n = wrong[0]
             segment, step = divmod(start + n, horizon)
             self.report.found(
                 "T07",
@@ -355,6 +385,7 @@ class _Audit:
                 self.trainer.epoch,
                 len(wrong),
             )
+        return wrong
 
     def _watch_environments(self, stack: contextlib.ExitStack) -> None:
         """What reaches the innermost environment of this process that holds observations."""
@@ -407,24 +438,31 @@ class _Audit:
         legal = self.layout.read(shown).distinct()
         sent = legal.whole(torch.as_tensor(np.asarray(actions)).reshape(len(legal), -1))
         self.report.looked(ARRIVED, len(legal))
-        wrong = (~legal.contains(sent)).nonzero()[:, 0]
-        if len(wrong):
-            n = int(wrong[0])
+        wrong = (~legal.contains(sent)).nonzero()[:, 0].tolist()
+        if wrong:
+            n = wrong[0]
             self.arrivals.append(
                 (
                     f"epoch {self.trainer.epoch}: row {n} of {type(env).__name__} is given "
                     f"{in_words(self.spec, sent[n].tolist())}, which is not among the "
                     f"{int(legal.counts[n])} tuples that it shows",
-                    len(wrong),
+                    Counter(_known_by(shown[row]) for row in wrong),
                 )
             )
+
+    def _report_arrivals(self) -> None:
+        """What arrived unlisted; what was stored so is counted already."""
+        for message, arrived in self.arrivals:
+            again = arrived & self.stored
+            self.stored -= again
+            count = (arrived - again).total()
+            self.report.found("T07", ARRIVED, message, self.trainer.epoch, count)
+        self.stored.clear()
+        self.arrivals.clear()
 
     # ---- at the end
 
     def _unreached(self, epochs: int) -> None:
-        if self.stopped:
-            self.report.skip(REACHED, "training broke off, see what else was found")
-            return
         self.report.looked(REACHED, len(self.parameters))
         missing = [name for name in self.parameters if name not in self.reached]
         if missing:
@@ -458,9 +496,6 @@ class _Audit:
     def _reload(self, blank: nn.Module | None) -> None:
         """Log-probs of stored actions, by the policy and by its checkpoint loaded into the copy."""
         if blank is None:
-            return
-        if self.stopped:
-            self.report.skip(RELOADED, "training broke off, see what else was found")
             return
         trainer = self.trainer
         file = io.BytesIO()
@@ -528,3 +563,8 @@ class _Audit:
                 self.trainer.epoch - 1,
                 self.idle,
             )
+
+
+def _known_by(observation: Tensor) -> int:
+    """A number for what an observation (columns,) holds."""
+    return hash(observation.detach().cpu().numpy().tobytes())
