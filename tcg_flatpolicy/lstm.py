@@ -32,13 +32,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states and cells (T, S, D), and what the gates let through (T, S, 4 D)."""
     gates = inputs @ weight_ih.t() + (bias_ih + bias_hh)
-    outputs = inputs.new_empty(*inputs.shape[:2], weight_hh.shape[1])
+    size = weight_hh.shape[1]
+    outputs = inputs.new_empty(*inputs.shape[:2], size)
     cells = torch.empty_like(outputs)
     hidden = cell = inputs.new_zeros(outputs.shape[1:])
     for step, of_step in enumerate(gates):
         of_step.addmm_(hidden, weight_hh.t())
+        of_step[:, : 2 * size].sigmoid_()
+        of_step[:, 2 * size : 3 * size].tanh_()
+        of_step[:, 3 * size :].sigmoid_()
         enter, keep, new, leave = of_step.chunk(4, dim=1)
-        enter.sigmoid_(), keep.sigmoid_(), new.tanh_(), leave.sigmoid_()
         cell = torch.addcmul(keep * cell, enter, new, out=cells[step])
         hidden = torch.mul(leave, cell.tanh(), out=outputs[step])
     return outputs, cells, gates
@@ -54,20 +57,26 @@ def _backward(
     gates: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of inputs, weight_ih, weight_hh and either bias, backwards through time."""
+    size = cells.shape[2]
+    enter, keep, new, leave = gates.chunk(4, dim=2)
+    squashed = cells.tanh()
+    before = torch.cat([torch.zeros_like(cells[:1]), cells[:-1]])
+    # What each gate's gradient is times the cell's, or the last one's times the hidden state's: of
+    # all steps at once, so that little is left to do step by step.
     of_gates = torch.empty_like(gates)
+    of_gates[..., :size] = new * enter * (1 - enter)
+    of_gates[..., size : 2 * size] = before * keep * (1 - keep)
+    of_gates[..., 2 * size : 3 * size] = enter * (1 - new * new)
+    of_gates[..., 3 * size :] = squashed * leave * (1 - leave)
+    through = leave * (1 - squashed * squashed)
     of_hidden = of_cell = torch.zeros_like(cells[0])
     for step in reversed(range(len(gates))):
-        enter, keep, new, leave = gates[step].chunk(4, dim=1)
-        squashed = cells[step].tanh()
-        before = cells[step - 1] if step else torch.zeros_like(squashed)
         of_hidden = of_hidden + grad[step]
-        of_cell = of_cell + of_hidden * leave * (1 - squashed * squashed)
-        parts = of_gates[step].chunk(4, dim=1)
-        parts[0].copy_(of_cell * new * enter * (1 - enter))
-        parts[1].copy_(of_cell * before * keep * (1 - keep))
-        parts[2].copy_(of_cell * enter * (1 - new * new))
-        parts[3].copy_(of_hidden * squashed * leave * (1 - leave))
-        of_cell = of_cell * keep
+        of_cell = torch.addcmul(of_cell, of_hidden, through[step])
+        of_step = of_gates[step].view(-1, 4, size)
+        of_step[:, :3] *= of_cell.unsqueeze(1)
+        of_step[:, 3] *= of_hidden
+        of_cell = of_cell * keep[step]
         of_hidden = of_gates[step] @ weight_hh
     flat = of_gates.flatten(0, 1)
     of_ih = flat.t() @ inputs.flatten(0, 1)

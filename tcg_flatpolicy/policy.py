@@ -244,6 +244,10 @@ class Policy(nn.Module):
         What else decode_actions needs (the legal lists, the entities) waits in the policy, since
         PufferLib's LSTMWrapper hands on nothing but hidden.
         """
+        if not torch.compiler.is_compiling():
+            # For layers around the policy, such as the LSTM of that wrapper, which calls this
+            # first: autocast would keep their weights, too.
+            torch.clear_autocast_cache()
         hidden, legal, entities = self._encode(observations)
         self._encoded = legal, entities
         return hidden

@@ -1,0 +1,228 @@
+"""PufferLib's compile=True with compile_fullgraph=True: one graph, whatever the lists hold.
+
+Where only the graph matters and not what is made of it, it runs as traced (backend aot_eager):
+most of the time to compile is saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pufferlib.vector
+import pytest
+import torch
+from pufferlib.pytorch import sample_logits
+
+import tcg_flatpolicy as fp
+from tcg_flatpolicy.lstm import lstm
+from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
+
+AGENTS, HORIZON = 16, 8
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs_of_others() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def make(kind: type[fp.Policy], empty: float = 0.3) -> tuple[Any, fp.Policy]:
+    torch.manual_seed(0)
+    vecenv = pufferlib.vector.make(
+        Bandit,
+        env_kwargs={"num_agents": AGENTS, "empty": empty},
+        backend=pufferlib.vector.Serial,
+        num_envs=1,
+        seed=1,
+    )
+    env = vecenv.driver_env
+    return vecenv, kind(env, encoder=BanditEncoder(env.legal_layout, hidden_size=16), width=16)
+
+
+def with_lists(
+    layout: fp.LegalLayout, observations: torch.Tensor, lists: list[list[tuple[int, ...]]]
+) -> torch.Tensor:
+    changed = observations.numpy().copy()
+    layout.write(changed, lists)
+    return torch.as_tensor(changed)
+
+
+def replayed(
+    policy: Any, observations: torch.Tensor, actions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Log-prob, entropy and value as the trainer asks for them, and all gradients."""
+    policy.zero_grad()
+    face, value = policy(observations)
+    _, log_prob, entropy = sample_logits(face, action=actions)
+    (log_prob.sum() - entropy.sum() + value.square().sum()).backward()
+    grads = [parameter.grad.clone() for parameter in policy.parameters()]
+    return log_prob.detach(), entropy.detach(), value.detach(), grads
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", [fp.FlatPolicy, fp.RecurrentPolicy])
+def test_the_trainer_compiles_one_graph_for_all_batches(trainers: Any, kind: type) -> None:
+    vecenv, policy = make(kind)
+    trainer = trainers(
+        vecenv,
+        policy,
+        compile=True,
+        compile_fullgraph=True,
+        bptt_horizon=HORIZON,
+        use_rnn=kind is fp.RecurrentPolicy,
+    )
+    after = []
+    for epoch in range(5):
+        # Half-way to a sharper policy: how much it explores is no reason to compile anew.
+        policy.explore(temperature=2.0 - epoch / 5, epsilon=0.3 - epoch / 20)
+        trainer.evaluate()
+        trainer.train()
+        # One minibatch an epoch, so all of it is on the weights that played the rollout (eager).
+        assert (trainer.ratio - 1).abs().max() < 1e-5
+        after.append(graphs())
+    assert after[1] >= 1
+    assert after[-1] == after[1], "a batch of another number of legal tuples was compiled anew"
+    env = vecenv.driver_env
+    assert env.illegal_actions == 0
+    assert env.played == 5 * AGENTS * HORIZON
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [(fp.FlatPolicy, "inductor"), (fp.RecurrentPolicy, "aot_eager")]
+)
+def test_compiled_and_eager_give_the_same_numbers_for_any_number_of_tuples(
+    kind: type, backend: str
+) -> None:
+    vecenv, policy = make(kind)
+    env = vecenv.driver_env
+    compiled = torch.compile(policy, fullgraph=True, backend=backend)
+    env.reset(seed=3)
+    some = env.lists
+    one = [[] for _ in some]
+    one[5] = [(1, 2, 3)]
+    full = [env.all_tuples[:12] for _ in some]
+    twice = [[*row[:6], *row[:6]] for row in some]
+    for lists in (some, [[] for _ in some], one, full, twice):
+        observations = with_lists(env.legal_layout, torch.as_tensor(env.observations), lists)
+        if kind is fp.RecurrentPolicy:
+            observations = observations.view(AGENTS // 4, 4, -1)
+        with torch.no_grad():
+            actions = sample_logits(policy(observations)[0])[0]
+        eager = replayed(policy, observations, actions)
+        ours = replayed(compiled, observations, actions)
+        for mine, theirs in zip(ours[:3], eager[:3], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+        for mine, theirs in zip(ours[3], eager[3], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert graphs() == 1
+
+
+def test_what_is_wrong_with_a_list_is_said_from_within_the_graph() -> None:
+    vecenv, policy = make(fp.FlatPolicy)
+    env = vecenv.driver_env
+    compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
+    env.reset(seed=3)
+    compiled(torch.as_tensor(env.observations))
+    lists = [[(0, 0, 0)] for _ in env.lists]
+    lists[4] = [(1, 3, 9)]
+    observations = with_lists(env.legal_layout, torch.as_tensor(env.observations), lists)
+    with pytest.raises(ValueError, match=r"row 4: legal tuple 0 is \(1, 3, 9\)"):
+        compiled(observations)
+
+
+def test_changing_exploration_after_the_rollout_raises_in_a_compiled_update() -> None:
+    vecenv, policy = make(fp.FlatPolicy)
+    env = vecenv.driver_env
+    compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
+    env.reset(seed=3)
+    observations = torch.as_tensor(env.observations)
+    policy.explore(temperature=1.5)
+    with torch.no_grad():
+        actions = sample_logits(compiled.forward_eval(observations)[0])[0]
+    face, _ = compiled(observations)
+    sample_logits(face, action=actions)
+    policy.explore(temperature=1.25)
+    with pytest.raises(RuntimeError, match=r"between rollout and update.*\(1\.5, 0\.0\)"):
+        sample_logits(compiled(observations)[0], action=actions)
+
+
+def test_a_layout_that_was_copied_is_found_from_within_a_graph() -> None:
+    vecenv, policy = make(fp.FlatPolicy)
+    env = vecenv.driver_env
+    env.reset(seed=3)
+    observations = torch.as_tensor(env.observations)
+    expected = policy(observations)[0].distribution.logits
+    other = copy.deepcopy(policy)
+    del policy, vecenv.driver_env.legal_layout
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(observations)[0].distribution.logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "segments", "inputs", "size"), [(1, 1, 1, 1), (6, 3, 5, 7), (9, 1, 4, 2)]
+)
+def test_the_lstm_and_its_gradients_are_torch_s(
+    steps: int, segments: int, inputs: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    oracle = torch.nn.LSTM(inputs, size).double()
+    given = torch.randn(steps, segments, inputs, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(steps, segments, size, dtype=torch.float64)
+    weights = list(oracle.parameters())
+    ours, theirs = lstm(given, weights), oracle(given)[0]
+    torch.testing.assert_close(ours, theirs)
+    mine = torch.autograd.grad((ours * upstream).sum(), [given, *weights])
+    torch.testing.assert_close(
+        mine, torch.autograd.grad((theirs * upstream).sum(), [given, *weights])
+    )
+
+
+def test_the_operators_keep_what_torch_asks_of_operators() -> None:
+    """Schema, fake and autograd, by torch's own checks."""
+    from tcg_flatpolicy import layout, scorer
+    from tcg_flatpolicy import lstm as recurrence
+
+    env = Bandit(4)
+    env.reset(seed=1)
+    observations = torch.as_tensor(env.observations)
+    handle = env.legal_layout._handle
+    check = torch.library.opcheck
+    check(layout._read_distinct, (observations, handle))
+    check(layout._read_field, (observations, handle, "kind"))
+
+    def floats(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, requires_grad=True)
+
+    keys = torch.tensor([[0, 5], [3, 9], [4, 5]])
+    check(scorer._find_things_op, (keys, [0, 4, 8], 3))
+    _, chosen, bounds = scorer._find_things(keys, [0, 4, 8], 3)
+    things = [floats(4, 2)], [floats(2, 6)]
+    check(scorer._project_op, ([floats(3, 3)], chosen, bounds, *things))
+    codes, rows = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
+    check(scorer._sum_and_read_op, (floats(3, 4), codes, floats(2, 4), rows))
+    weights = [floats(8, 3), floats(8, 2), floats(8), floats(8)]
+    check(recurrence._forward_op, (floats(4, 5, 3), *weights))
+
+
+def test_the_spec_s_sizes_reach_the_graph() -> None:
+    """The ids of tuples are those of the spec there, too, so that replays find any tuple."""
+    vecenv, policy = make(fp.FlatPolicy)
+    env = vecenv.driver_env
+    env.reset(seed=3)
+    compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
+    face, _ = compiled(torch.as_tensor(env.observations))
+    legal = face.distribution.legal
+    assert legal._sizes == BANDIT_SPEC.nvec.tolist()
+    assert legal.distinct() is legal
+    unlisted = torch.as_tensor(np.tile([2, 4, 4], (AGENTS, 1)))
+    expected = policy(torch.as_tensor(env.observations))[0].distribution.log_prob(unlisted)
+    torch.testing.assert_close(face.distribution.log_prob(unlisted), expected)
