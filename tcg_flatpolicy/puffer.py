@@ -9,7 +9,7 @@ actions to the bounds of the joint action space, which legal tuples are within.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -122,6 +122,30 @@ class LegalNormal(Normal):
             "this PufferLib's sample_logits takes a Normal for a list of logits: it has lost the "
             "branch that tcg_flatpolicy relies on; use pufferlib 3.0.0 or pufferlib-core 3.0.23"
         )
+
+
+def compensated(config: Mapping[str, Any], share: float = 0.5) -> dict[str, Any]:
+    """A trainer's config for an environment in which some rows have empty lists.
+
+    The trainer's loss is a mean over all rows, and the policy's part of it has a gradient in those
+    with a list only. So this gives the value loss and the clip of the gradient's norm the size that
+    they have without the others: ``vf_coef`` and ``max_grad_norm`` times ``share``. ``ent_coef``
+    stays, since the entropy shrinks as the policy gradient does.
+
+    Args:
+        config: of PuffeRL; it is not changed.
+        share: of rows with a list, above 0 and at most 1; half with two players.
+
+    Raises:
+        ValueError: a share out of range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, got {share}")
+    return {
+        **config,
+        "vf_coef": config["vf_coef"] * share,
+        "max_grad_norm": config["max_grad_norm"] * share,
+    }
 
 
 def check_contract() -> None:

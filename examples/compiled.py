@@ -1,0 +1,29 @@
+"""The trainer's compiled update, whole graph, and bfloat16 where you like.
+
+    python examples/compiled.py
+
+Rollouts stay eager, as PufferLib has it; log-probs agree. Before torch 2.13, say the first line.
+"""
+
+import sys
+from pathlib import Path
+
+import torch._dynamo
+from pufferlib import vector
+from pufferlib.pufferl import PuffeRL
+
+from tcg_flatpolicy.envs.essence_wars import EssenceWars
+from tcg_flatpolicy.train import Settings, make_policy
+
+torch._dynamo.config.capture_dynamic_output_shape_ops = True
+settings = Settings(total_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+vecenv = vector.make(EssenceWars, backend=vector.Serial)
+policy = make_policy(settings, vecenv.driver_env)
+config = settings.trainer_config("cpu", Path("runs/compiled"))
+trainer = PuffeRL({**config, "compile": True, "compile_fullgraph": True}, vecenv, policy)
+while trainer.global_step < settings.total_steps:
+    trainer.evaluate()
+    trainer.train()
+played = f"{trainer.global_step} steps, {vecenv.driver_env.illegal_actions} illegal actions"
+trainer.close()
+print(played)

@@ -1,0 +1,29 @@
+"""Both players of Essence Wars are one policy, trained with PufferLib's trainer as it is.
+
+    python examples/two_players.py
+
+In each state one of the two waits: its list is empty, and it plays the no-op.
+"""
+
+from pathlib import Path
+
+from pufferlib import vector
+from pufferlib.pufferl import PuffeRL
+
+from tcg_flatpolicy.envs.essence_wars import EssenceWars
+from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers
+from tcg_flatpolicy.evaluate import play
+from tcg_flatpolicy.train import Settings, make_policy
+
+STEPS = 500_000  # rows; a game's action is two
+settings = Settings(two_players=True, num_games=128, total_steps=STEPS)
+vecenv = vector.make(EssenceWarsTwoPlayers, env_kwargs={"num_games": 128}, backend=vector.Serial)
+policy = make_policy(settings, vecenv.driver_env)
+config = settings.trainer_config("cpu", Path("runs/two_players"))
+trainer = PuffeRL(config, vecenv, policy)
+while trainer.global_step < STEPS:
+    trainer.evaluate()
+    trainer.train()
+trainer.close()
+print(f"{vecenv.driver_env.illegal_actions} illegal actions")
+print("against the built-in opponent, which it never met:", play(policy, EssenceWars(100), 500, 0))
