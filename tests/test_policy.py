@@ -253,16 +253,6 @@ def test_an_empty_batch(env: Bandit) -> None:
     assert value.shape == (0, 1)
 
 
-def test_autocast_leaves_probabilities_in_float32(env: Bandit) -> None:
-    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
-    with torch.autocast("cpu", torch.bfloat16):
-        face, value = policy(observe(env))
-    assert face.distribution.logits.dtype == value.dtype == torch.float32
-    legal = face.distribution.legal
-    sums = torch.zeros(16).index_add(0, legal.rows, face.distribution.probs.detach())
-    assert (sums[legal.counts > 0] - 1).abs().max() < 1e-6
-
-
 def test_import_needs_no_pufferlib() -> None:
     code = (
         "import sys; sys.modules['pufferlib'] = None; sys.modules['essence_wars'] = None\n"

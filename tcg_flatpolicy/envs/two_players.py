@@ -9,8 +9,9 @@ all rows, which shows in the trainer's numbers. Where a share s of the rows has 
 - The policy's and the entropy's part of the loss are means over all rows as well, so their
   gradients are s times those of the decisions alone, both: ``ent_coef`` weighs as much as ever.
 - The value loss has something to learn in every row. Against it, and against ``max_grad_norm``,
-  the other two have shrunk by s. `tcg_flatpolicy.puffer.compensated` multiplies ``vf_coef`` and ``max_grad_norm`` by s,
-  which makes the whole gradient s times what it was, and Adam does not see a common factor.
+  the other two have shrunk by s. `tcg_flatpolicy.puffer.compensated` multiplies ``vf_coef`` and
+  ``max_grad_norm`` by s, which makes the whole gradient s times what it was, and Adam does not see
+  a common factor.
 - Advantages are normalised with the mean and the deviation of all rows. Here the waiting rows'
   deviate as much as the decisions' (0.90 times in the first rollout, 1.01 to 1.03 later), and the
   policy gradient has a cosine of 0.999 with the one normalised without them: nothing to be done.
@@ -24,6 +25,7 @@ These are figures of ``benchmarks/two_players.py``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np

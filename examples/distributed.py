@@ -1,0 +1,29 @@
+"""One policy, trained by two processes, each with games of its own; the number is each one's steps.
+
+Start it with
+    torchrun --standalone --nproc-per-node 2 examples/distributed.py 500000
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from pufferlib import pufferl, vector
+
+from tcg_flatpolicy import distributed
+from tcg_flatpolicy.envs.essence_wars import EssenceWars
+from tcg_flatpolicy.train import Settings, make_policy
+
+rank, device = distributed.start()
+torch.manual_seed(rank)
+settings = Settings(seed=rank, total_steps=int(sys.argv[1]))
+vecenv = vector.make(EssenceWars, backend=vector.Serial, num_envs=1)
+policy = make_policy(settings, vecenv.driver_env).to(device)
+config = settings.trainer_config(device, Path("runs/distributed"))
+trainer = pufferl.PuffeRL(config, vecenv, distributed.distribute(policy))
+while trainer.global_step < settings.total_steps:
+    trainer.evaluate()
+    distributed.log_together(trainer)
+    trainer.train()
+trainer.utilization.stop()
+torch.save(policy.state_dict(), f"policy{rank}.pt")

@@ -1,0 +1,105 @@
+"""Training in several processes that torchrun starts, each with its own games and one policy.
+
+What PufferLib's trainer needs for that besides DistributedDataParallel; it is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def start(device: str = "auto") -> tuple[int, str]:
+    """Joins the processes that torchrun started: nccl on GPUs, one each, or gloo on the CPU.
+
+    Args:
+        device: "cuda" (of the machine's GPUs, the one that has the number of this process there),
+            "cpu", or "auto": cuda where there are as many GPUs as processes.
+
+    Returns:
+        The rank, 0 to world size - 1, and the device for the policy and the trainer's config,
+        "cuda" or "cpu".
+
+    Raises:
+        RuntimeError: torchrun did not start this process.
+        ValueError: fewer GPUs than processes, with "cuda"; or no such device.
+    """
+    missing = [key for key in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if key not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"{', '.join(missing)} is not in the environment, so torchrun did not start this "
+            "process; start it with: torchrun --standalone --nproc-per-node 2 script.py"
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    gpus, processes = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if device == "cuda" and gpus < processes:
+        raise ValueError(
+            f"{processes} processes need a GPU each, and there are {gpus}: start fewer, or take "
+            "device='cpu'"
+        )
+    if device == "auto":
+        device = "cuda" if gpus >= processes else "cpu"
+    if device == "cuda":  # without a number, so that PuffeRL asks for autocast by its right name
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    return torch.distributed.get_rank(), device
+
+
+def distribute(policy: nn.Module) -> DistributedDataParallel:
+    """The policy with its gradients averaged over all processes, for PuffeRL.
+
+    Every process starts from the parameters of rank 0, and keeps the same ones. Exploration is each
+    process's own: call explore() on the policy, after this, before evaluate(). Save
+    ``policy.state_dict()``: the names in that of what is returned have a prefix.
+
+    Args:
+        policy: a Policy, a RecurrentPolicy or PufferLib's LSTMWrapper around a Policy, on its
+            device.
+
+    Raises:
+        RuntimeError: no process group.
+    """
+    if not torch.distributed.is_initialized():
+        raise RuntimeError("distribute() needs a process group: call distributed.start() before")
+    # find_unused_parameters could not work: it looks for tensors in what forward returns, and does
+    # not find those in a distribution. Every parameter takes part, also without any legal tuple.
+    wrapped = DistributedDataParallel(policy)
+    # Exploration is in buffers: broadcast at each forward, that of rank 0 would take the place of
+    # another rank's between its rollout and its update. (As an argument, torch deprecates it.)
+    wrapped.broadcast_buffers = False
+    wrapped.forward_eval = policy.forward_eval
+    wrapped.hidden_size = policy.hidden_size
+    return wrapped
+
+
+def log_together(trainer: Any) -> None:
+    """Makes the next ``trainer.train()`` log; call it in every process before each.
+
+    PuffeRL adds up its logs over all processes once a quarter of a second has passed by a process's
+    own clock: where one finds that it has and another does not, all of them hang. With this, its
+    steps a second count at least one second between two logs.
+    """
+    trainer.last_log_time = min(trainer.last_log_time, time.time() - 1.0)
+
+
+def on_any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must call it, and as often as each other.
+
+    Ctrl-C may reach two processes in different epochs: asked once an epoch, all stop in the same.
+    """
+    return sum_over_ranks(int(flag)) > 0
+
+
+def sum_over_ranks(value: int) -> int:
+    """The sum of a number over all processes; all must call it, and as often as each other."""
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(total)
+    return int(total)
