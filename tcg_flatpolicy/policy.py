@@ -85,11 +85,11 @@ class FieldEncoder(nn.Module):
 
     def forward(self, observations: Tensor) -> Encoding:
         """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
-        columns = [
-            self.layout.field(observations, field.name).reshape(len(observations), field.numbers)
-            for field in self.fields
-        ]
-        x = torch.cat([column.float() for column in columns], dim=1)
+        columns = []
+        for field in self.fields:
+            column = self.layout.field(observations, field.name)
+            columns.append(column.reshape(len(column), field.numbers).float())
+        x = torch.cat(columns, dim=1)
         return Encoding(self.net(x.sign() * x.abs().log1p()))
 
 
@@ -353,8 +353,23 @@ class RecurrentPolicy(Policy):
         self._lstm_weights = list(self.lstm.parameters())
 
     @_fresh_weights
+    def distribution(
+        self, observations: Tensor, state: Any = None
+    ) -> tuple[TupleDistribution, Tensor]:
+        """As Policy.distribution, one step on; the state dict is read and replaced.
+
+        Without a state it is the first step of an episode.
+        """
+        return self._decide(self._step(observations, state))
+
+    @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """One step: observations (B, columns); the state dict is read and replaced."""
+        return self._face(self._step(observations, state))
+
+    def _step(
+        self, observations: Tensor, state: Any
+    ) -> tuple[Tensor, LegalActions, Mapping[str, Tensor]]:
         hidden, legal, entities = self._encode(observations)
         carried = None
         if state is not None and state.get("lstm_h") is not None:
@@ -366,7 +381,7 @@ class RecurrentPolicy(Policy):
         output, (h, c) = self.lstm(hidden.unsqueeze(0), carried)
         if state is not None:
             state["lstm_h"], state["lstm_c"] = h.squeeze(0), c.squeeze(0)
-        return self._face((output.squeeze(0), legal, entities))
+        return output.squeeze(0), legal, entities
 
     @_fresh_weights
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:

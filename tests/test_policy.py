@@ -264,3 +264,18 @@ def test_import_needs_no_pufferlib() -> None:
     assert "PufferLib is not installed" in done.stderr
     assert "pip install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_recurrent_policy_s_distribution_is_that_of_its_rollout(env: Bandit) -> None:
+    policy = fp.RecurrentPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    first, second = observe(env), observe(env).flip(0)
+    carried: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
+    with torch.no_grad():
+        for observations in (first, second):
+            face, value = policy.forward_eval(observations, carried)
+            distribution, same = policy.distribution(observations, asked)
+            assert torch.equal(distribution.logits, face.distribution.logits)
+            assert torch.equal(value, same)
+        alone, _ = policy.distribution(second)
+    assert not torch.equal(alone.logits, distribution.logits)

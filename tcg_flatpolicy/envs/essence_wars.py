@@ -617,17 +617,24 @@ class EssenceWarsEncoder(nn.Module):
 
         ids = [hand, _board_ids(state, players), supports[..., 2::5], state[:, COMMANDERS:, None]]
         rows = _card_rows(torch.cat(ids, dim=2))  # (B, 2, 10 + 5 + 2 + 1)
+        sums = self._sums(rows)
+        everything = [state[:, :PLAYERS], numbers, supports, prepared, ally, enemy, sums]
+        hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1))
+        cards = self.cards(rows[:, 0, :HAND])  # (B, 10, E)
+        return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
+
+    def _sums(self, rows: Tensor) -> Tensor:
+        """(B, 2, 18) rows of cards -> (B, 2, 4, E): sums of hand, board, supports, commander."""
+        if torch.compiler.is_compiling():  # exported, bags become a loop over them
+            kinds = self.cards(rows).split([HAND, BOARD, SUPPORTS, 1], dim=2)
+            return torch.stack([kind.sum(2) for kind in kinds], dim=2)
         groups = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)[:, None]
         groups = groups + groups.new_tensor([0, HAND, HAND + BOARD, HAND + BOARD + SUPPORTS])
         # One bag for each group: the rows of all cards, once summed, are never laid out in memory.
         sums = functional.embedding_bag(
             rows.flatten(), self.cards.weight, groups.flatten(), mode="sum", padding_idx=0
-        ).view(len(state), 2 * 4 * self.cards.embedding_dim)
-
-        everything = [state[:, :PLAYERS], numbers, supports, prepared, ally, enemy, sums]
-        hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1))
-        cards = self.cards(rows[:, 0, :HAND])  # (B, 10, E)
-        return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
+        )
+        return sums.view(len(rows), 2, 4, self.cards.embedding_dim)
 
 
 def _board_ids(state: Tensor, players: Tensor) -> Tensor:

@@ -1,0 +1,482 @@
+"""A trained policy for a game server that has neither this library nor, with ONNX, torch.
+
+A server sends the fields that the encoder reads, the legal lists in a padded array and their
+counts; it gets the log-prob of each place in the lists. All of it is in operations of static
+shapes, which torch.export and ONNX can hold, over any number of rows and any length of the lists.
+
+Shapes: B rows, K places in the padded lists, H values in a tuple, D hidden size, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from tcg_flatpolicy.heads import AutoregressiveHead, FlatHead
+from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy
+from tcg_flatpolicy.run_folder import provenance, write_whole
+from tcg_flatpolicy.scorer import TupleScorer
+from tcg_flatpolicy.spec import ActionSpec, OneOf, Role
+
+FIELD = "observation."
+"""What the name of a field is preceded by as an input of the ONNX model: no field's name can then
+be that of another input."""
+
+
+class PaddedPolicy(nn.Module):
+    """A policy over padded legal lists: what torch.export takes. It shares the policy's weights.
+
+    It gives the log-probs of the policy's own distribution, exploration included, as it was set
+    when this was made (call ``policy.explore()`` before for a policy without). A tuple that is
+    listed again counts at its first place. Comparing all places with each other costs B K² H, so
+    cut the lists to the longest of the batch.
+
+    Args:
+        policy: a Policy with the flat or the autoregressive head, a RecurrentPolicy of one, or
+            PufferLib's LSTMWrapper around a Policy.
+
+    Raises:
+        TypeError: another module, or a policy with a head of your own.
+    """
+
+    limits: Tensor
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        inner, lstm = _taken_apart(policy)
+        self.encoder = inner.encoder
+        self.value = inner.value
+        self.cell: nn.LSTMCell | None = None
+        if lstm is not None:
+            self.cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size)
+            for name, _ in list(self.cell.named_parameters()):
+                setattr(self.cell, name, getattr(lstm, f"{name}_l0"))
+        self.scores: nn.Module
+        if isinstance(inner.head, FlatHead):
+            self.scores = _PaddedScorer(inner.head.scorer)
+        elif isinstance(inner.head, AutoregressiveHead):
+            self.scores = _PaddedAutoregressive(inner.head)
+        else:
+            raise TypeError(
+                f"a policy with the head {type(inner.head).__name__} cannot be exported, only one "
+                "with the FlatHead or the AutoregressiveHead"
+            )
+        self.temperature, self.epsilon = float(inner.temperature), float(inner.epsilon)
+        limits = torch.as_tensor(inner.spec.limits, device=inner.value.weight.device)
+        self.register_buffer("limits", limits, persistent=False)
+
+    def forward(
+        self,
+        fields: dict[str, Tensor],
+        legal: Tensor,
+        n_legal: Tensor,
+        lstm_h: Tensor | None = None,
+        lstm_c: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Log-probs of the places in the lists.
+
+        Args:
+            fields: {name: (B, *shape)} that the encoder reads, as LegalLayout.field gives them.
+            legal: (B, K, H) int64, of which the first ``n_legal[b]`` tuples of row b are legal;
+                what stands behind them does not matter.
+            n_legal: (B,) int64, 0 to K.
+            lstm_h: (B, D) float32, of a recurrent policy only, with lstm_c: zeros where a game
+                begins, else what the step before gave.
+            lstm_c: (B, D) float32.
+
+        Returns:
+            log_probs (B, K) float32: -inf behind the count and where a tuple is listed again, so
+            a row without a legal tuple (it plays the spec's no-op) is -inf throughout. A row that
+            is NaN throughout has a count outside 0..K or a tuple outside the spec, or the weights
+            are broken. Then values (B,) float32 and, of a recurrent policy, the next lstm_h and
+            lstm_c.
+        """
+        hidden, entities = self.encoder(fields)
+        state: tuple[Tensor, ...] = ()
+        if self.cell is not None:
+            if lstm_h is None or lstm_c is None:
+                raise ValueError("a recurrent policy needs lstm_h and lstm_c; zeros at the start")
+            state = self.cell(hidden, (lstm_h, lstm_c))
+            hidden = state[0]
+
+        place = torch.arange(legal.shape[1], device=legal.device)
+        listed = place < n_legal.unsqueeze(1)  # (B, K)
+        tuples = torch.where(listed.unsqueeze(2), legal, 0)
+        bounds = self.limits[tuples[..., 0].clamp(0, self.limits.shape[0] - 1)]  # (B, K, H)
+        foreign = listed & ((tuples < 0) | (tuples >= bounds)).any(2)
+        broken = foreign.any(1) | (n_legal < 0) | (n_legal > legal.shape[1])  # (B,)
+        tuples = torch.where(foreign.unsqueeze(2), 0, tuples)
+        earlier = place < place.unsqueeze(1)  # (K, K)
+        listed = listed & ~(_same_so_far(tuples)[-1] & earlier).any(2)
+
+        scores = self.scores(hidden, entities, tuples, listed) / self.temperature
+        log_probs = scores.masked_fill(~listed, -math.inf).log_softmax(1)
+        if self.epsilon:
+            uniform = self.epsilon / listed.sum(1, keepdim=True)
+            log_probs = ((1 - self.epsilon) * log_probs.exp() + uniform).log()
+        log_probs = log_probs.masked_fill(~listed, -math.inf)
+        log_probs = log_probs.masked_fill(broken.unsqueeze(1), math.nan)
+        return (log_probs, self.value(hidden).squeeze(1).float(), *state)
+
+
+class _PaddedScorer(nn.Module):
+    """TupleScorer over padded lists: everything that a tuple could point at is projected."""
+
+    static_key: Tensor
+    thing_key: Tensor
+
+    def __init__(self, scorer: TupleScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        # In a batch of one the scorer's table is: static rows, the state, things. Things here
+        # begin behind a row of zeros in the state's place.
+        key, things = scorer._key + scorer._key_a_batch, scorer._static_rows
+        self.register_buffer("static_key", torch.where(key < things, key, 0), persistent=False)
+        self.register_buffer("thing_key", (key - things).clamp(min=0), persistent=False)
+
+    def forward(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
+    ) -> Tensor:
+        """Hidden (B, D), {name: (B, n, E)}, tuples (B, K, H), listed (B, K) -> scores (B, K)."""
+        scorer = self.scorer
+        state = scorer.state(hidden)  # (B, W)
+        readout = scorer.readout + state @ scorer.readout_of_state  # (B, W)
+        width = state.shape[1]
+        rows = [state.new_zeros(1, width), scorer.primaries]
+        if scorer.embeddings is not None and scorer.index_projections is not None:
+            for learned, projections in zip(
+                scorer.embeddings.split(scorer._tables),
+                scorer.index_projections.split(scorer._index_columns, dim=1),
+                strict=True,
+            ):
+                rows.append((learned @ projections).reshape(-1, width))
+        static = torch.cat(rows)
+        things = [state.new_zeros(state.shape[0], 1, width)]
+        for name, projections in zip(scorer._names, scorer.entity_projections, strict=True):
+            projected = (entities[name] @ projections).unflatten(2, (-1, width))
+            things.append(projected.transpose(1, 2).flatten(1, 2))  # part by part
+
+        _, slots, values = scorer._lookup_shape
+        total = state.unsqueeze(1) + static[1 + tuples[..., 0]]  # (B, K, W)
+        for slot in range(slots):
+            at = (tuples[..., 0] * slots + slot) * values + tuples[..., 1 + slot]  # (B, K)
+            total = total + static[self.static_key[at]]
+            if scorer._names:
+                total = total + _of_row(torch.cat(things, dim=1), self.thing_key[at])
+        scores: Tensor = total.relu() @ readout.unsqueeze(2)  # (B, K, 1)
+        return scores.squeeze(2)
+
+
+class _PaddedAutoregressive(nn.Module):
+    """AutoregressiveHead over padded lists: the log-prob of each tuple, slot after slot."""
+
+    def __init__(self, head: AutoregressiveHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
+    ) -> Tensor:
+        """Hidden (B, D), {name: (B, n, E)}, tuples (B, K, H), listed (B, K) -> scores (B, K)."""
+        head = self.head
+        primaries = tuples[..., 0]
+        context = head.state(hidden).unsqueeze(1)  # (B, 1, W), from the second slot on (B, K, W)
+        every = context.squeeze(1).relu() @ head.primary_keys.t()  # (B, ids)
+        logits = [every.gather(1, primaries)]
+        for slot in range(1, 1 + head.spec.slots):
+            own = head.slot(slot)
+            assert head.primary_rows is not None
+            query = (context + head.primary_rows[slot - 1][primaries]).relu()  # (B, K, W)
+            at = primaries * own.values + tuples[..., slot]
+            logit, added = torch.zeros_like(query[..., 0]), torch.zeros_like(query)
+            for kind, name in enumerate(own.names):
+                place = own.places[kind][at]
+                chosen, place = place >= 0, place.clamp(min=0)
+                if name is None:
+                    pointed = own.keys[kind][place]
+                    dot = (query * pointed).sum(2)
+                else:
+                    pointed = _of_row(entities[name], place)  # (B, K, E)
+                    dot = ((query @ own.keys[kind]) * pointed).sum(2)
+                logit = torch.where(chosen, dot, logit)
+                if slot < head.spec.slots:
+                    learned = own.rows[kind]
+                    row = learned[place] if name is None else pointed @ learned
+                    added = torch.where(chosen.unsqueeze(2), row, added)
+            logits.append(logit)
+            context = context + added
+
+        # The head's prior counts the tuples behind a value, so its sum over the values that
+        # continue a prefix is one over the tuples that share the prefix.
+        log_prob = torch.zeros_like(logits[0])
+        together = listed.unsqueeze(1).expand(-1, listed.shape[1], -1)  # (B, K, K)
+        for logit, same in zip(logits, _same_so_far(tuples), strict=True):
+            among = logit.unsqueeze(1).masked_fill(~together, -math.inf).logsumexp(2)
+            together = same & listed.unsqueeze(1)
+            log_prob = log_prob + logit + together.sum(2).float().log() - among
+        return log_prob
+
+
+def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
+    """A policy as torch.export has it: a PaddedPolicy in evaluation mode, in float32, on the CPU.
+
+    ``program.module()(fields, legal, n_legal)`` calls it, and torch.export.save writes it. It is
+    compared with the policy on the observations before it is returned.
+
+    Args:
+        policy: as PaddedPolicy takes it; it is copied, and so left as it is.
+        observations: (B, columns) as LegalLayout.read takes them, B at least 1: some real ones.
+
+    Raises:
+        TypeError: a policy that cannot be exported, or an encoder that does not take each field by
+            ``layout.field(observations, name)``.
+        ValueError: no observations, or some that the layout does not fit.
+        RuntimeError: what was exported decides otherwise than the policy.
+    """
+    with _without_gradients_or_autocast():
+        return _export(_copy(policy), observations)
+
+
+def export_onnx(policy: nn.Module, path: str | Path, observations: Tensor) -> None:
+    """Writes a policy as an ONNX model, whole: for onnxruntime, without torch or this library.
+
+    Inputs are each field that the encoder reads, as ``"observation.<name>"``, ``"legal"`` (B, K, H)
+    and ``"n_legal"`` (B,), both int64, and ``"lstm_h"``, ``"lstm_c"`` (B, D) of a recurrent policy.
+    Outputs are ``"log_probs"`` (B, K), ``"value"`` (B,), and ``"next_lstm_h"``, ``"next_lstm_c"``.
+    :meth:`PaddedPolicy.forward` says what they mean. The model's metadata has, as JSON, ``inputs``
+    (dtype and shape of each), ``spec`` (sizes, the no-op, and what each primary's slots point at),
+    ``exploration`` and ``versions``.
+
+    Args:
+        policy: as PaddedPolicy takes it; it is copied, and so left as it is.
+        path: of the file, such as ``policy.onnx``.
+        observations: (B, columns) as LegalLayout.read takes them, B at least 1: some real ones.
+
+    Raises:
+        ImportError: without onnx or onnxscript.
+        RuntimeError: a torch that is too old; and as export_program does, with TypeError and
+            ValueError.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"export_onnx needs {package}: pip install 'tcg_flatpolicy[export]'", name=package
+            )
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise RuntimeError(
+            f"export_onnx needs a newer torch than {torch.__version__}: 2.9 and 2.13 were tried; "
+            "export_program does with this one"
+        )
+    program = export_program(policy, observations)
+    inner, _ = _taken_apart(policy)
+    fields, *others = program.example_inputs[0]
+    names = [FIELD + name for name in fields] + list(_LISTS[: len(others)])
+    tensors = [*fields.values(), *others]
+    for node in program.graph.nodes:
+        node.target = _NAMED_OTHERWISE.get(node.target, node.target)
+    with warnings.catch_warnings(), _without_gradients_or_autocast():
+        # Each name of a dimension stands at several inputs, as it should.
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        model = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=["log_probs", "value", "next_lstm_h", "next_lstm_c"][: len(others)],
+            dynamic_shapes=_shapes(fields, len(others), "batch", "list"),
+        )
+    assert model is not None
+    inputs = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        free = ["batch", "list"] if name == "legal" else ["batch"]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        inputs[name] = {"dtype": dtype, "shape": [*free, *tensor.shape[len(free) :]]}
+    exploration = {"temperature": float(inner.temperature), "epsilon": float(inner.epsilon)}
+    model.model.metadata_props.update(
+        inputs=json.dumps(inputs),
+        spec=json.dumps(_described(inner.spec)),
+        exploration=json.dumps(exploration),
+        versions=json.dumps(provenance()["versions"]),
+    )
+    write_whole(Path(path), model.model_proto.SerializeToString())
+
+
+_LISTS = ("legal", "n_legal", "lstm_h", "lstm_c")
+"""Inputs other than fields, in order."""
+
+_MOST = 2**31 - 1
+"""Of rows and of places in a list: without a bound, torch 2.6 finds fault with the largest int."""
+
+_NAMED_OTHERWISE: dict[Any, Any] = {
+    torch.ops.aten.__rshift__.Tensor: torch.ops.aten.bitwise_right_shift.Tensor,
+}
+"""What torch's ONNX exporter knows by the second name only."""
+
+
+class _Fields(Mapping[str, Tensor]):
+    """Observations as a mapping that reads a field when it is asked for, and keeps which were."""
+
+    def __init__(self, layout: LegalLayout, observations: Tensor) -> None:
+        self.layout, self.observations = layout, observations
+        self.read: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.read:
+            self.read[name] = self.layout.field(self.observations, name).contiguous()
+        return self.read[name]
+
+    def __len__(self) -> int:
+        raise TypeError("exported observations are fields: take the rows of one, len(field)")
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("exported observations are fields: ask for each by its name")
+
+
+@contextlib.contextmanager
+def _without_gradients_or_autocast() -> Iterator[None]:
+    """PufferLib's trainer leaves autocast on, and it would be recorded."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+def _taken_apart(policy: nn.Module) -> tuple[Policy, nn.LSTM | None]:
+    """The policy that encodes and decides, and what stands between."""
+    if isinstance(policy, Policy):
+        return policy, policy.lstm if isinstance(policy, RecurrentPolicy) else None
+    inner, lstm = getattr(policy, "policy", None), getattr(policy, "lstm", None)
+    if isinstance(inner, Policy) and isinstance(lstm, nn.LSTM):  # PufferLib's LSTMWrapper
+        return inner, lstm
+    raise TypeError(
+        f"{type(policy).__name__} cannot be exported: pass a Policy, a RecurrentPolicy, or "
+        "PufferLib's LSTMWrapper around a Policy"
+        + ("; for the mode, the server takes argmax" if isinstance(policy, Greedy) else "")
+    )
+
+
+def _copy(policy: nn.Module) -> nn.Module:
+    _taken_apart(policy)  # raises before anything is copied
+    return copy.deepcopy(policy).cpu().float().eval()
+
+
+def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
+    inner, lstm = _taken_apart(policy)
+    if observations.ndim != 2 or not len(observations):
+        raise ValueError(
+            "export needs some real observations (B, columns), B at least 1, got "
+            f"{tuple(observations.shape)}"
+        )
+    observations = observations.cpu()
+    if len(observations) == 1:  # torch.export takes a size of 1 for a constant
+        observations = observations.repeat(2, 1)
+    state: dict[str, Any] = {}
+    if lstm is not None:
+        shape = len(observations), lstm.hidden_size
+        ramp = torch.linspace(-1, 1, shape[0] * shape[1]).view(shape)
+        state = {"lstm_h": ramp, "lstm_c": -ramp}
+    given = tuple(state.values())
+    face, value = policy.forward_eval(observations, state)  # type: ignore[operator]
+
+    padded = PaddedPolicy(policy).eval()
+    recorded = _Fields(inner.layout, observations)
+    try:
+        padded.encoder(recorded)
+    except Exception as error:
+        raise TypeError(
+            f"{type(padded.encoder).__name__} cannot be exported: it must take each field by "
+            f"layout.field(observations, name), and the number of rows from a field; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    fields = dict(sorted(recorded.read.items()))  # so that no order of flattening differs
+    legal, n_legal = _padded(inner.layout.read(observations).distinct())
+    others = (legal, n_legal, *given)
+    # strict: else len(tensor), which encoders use, makes a constant of the number of rows.
+    program = torch.export.export(
+        padded,
+        ({name: tensor[:2] for name, tensor in fields.items()}, *(tensor[:2] for tensor in others)),
+        dynamic_shapes=_shapes(
+            fields, len(others), Dim("batch", max=_MOST), Dim("list", max=_MOST)
+        ),
+        strict=True,
+    )
+    got = program.module()(fields, *others)
+    log_probs = face.distribution.log_prob(legal.transpose(0, 1)).t()
+    behind = torch.arange(legal.shape[1]) >= n_legal.unsqueeze(1)
+    wanted = {
+        "log_probs": log_probs.masked_fill(behind, -math.inf),
+        "value": value.reshape(len(observations)),
+        **{name: state[name] for name in ("lstm_h", "lstm_c") if lstm is not None},
+    }
+    for (name, expected), exported in zip(wanted.items(), got, strict=True):
+        wrong = ~torch.isclose(exported, expected, rtol=1e-4, atol=1e-4)
+        if wrong.any():
+            at = wrong.nonzero()[0].tolist()
+            raise RuntimeError(
+                f"row {at[0]}: exported, {name}{at} is {exported[tuple(at)].item()}, but the "
+                f"policy's is {expected[tuple(at)].item()}; does the encoder look at more than the "
+                "fields of a row, or does a subclass decide otherwise?"
+            )
+    return program
+
+
+def _padded(legal: LegalActions) -> tuple[Tensor, Tensor]:
+    """(B, K, H) int64 and (B,) int64, K at least 2, as torch.export takes 1 for a constant."""
+    longest = max(2, int(legal.counts.max()))
+    actions = legal.actions.new_zeros(len(legal), longest, 1 + legal.slots)
+    places = torch.arange(len(legal.rows)) - legal.starts[legal.rows]
+    actions[legal.rows, places] = legal.actions
+    return actions, legal.counts
+
+
+def _shapes(fields: Mapping[str, Tensor], others: int, batch: Any, length: Any) -> tuple[Any, ...]:
+    """Which dimensions of PaddedPolicy's arguments are free, ``others`` of them not fields."""
+    lists = [{0: batch, 1: length}, *([{0: batch}] * (others - 1))]
+    return ({name: {0: batch} for name in fields}, *lists)
+
+
+def _same_so_far(tuples: Tensor) -> list[Tensor]:
+    """For each slot, whether two places (B, K, K) have the same values up to and with it."""
+    found: list[Tensor] = []
+    for values in tuples.unbind(2):
+        same = values.unsqueeze(2) == values.unsqueeze(1)
+        found.append(same & found[-1] if found else same)
+    return found
+
+
+def _of_row(table: Tensor, at: Tensor) -> Tensor:
+    """(B, n, E) rows and (B, K) numbers of them -> (B, K, E)."""
+    begins = torch.arange(table.shape[0], device=table.device) * table.shape[1]
+    return table.flatten(0, 1)[begins.unsqueeze(1) + at]
+
+
+def _described(spec: ActionSpec) -> dict[str, Any]:
+    """A spec in plain values; a slot is the list of its ranges, one after the other."""
+
+    def ranges(role: Role) -> list[dict[str, Any]]:
+        parts = role.parts if isinstance(role, OneOf) else (role,)
+        return [
+            {"kind": type(part).__name__.lower(), "name": part.name, "size": part.size}
+            for part in parts
+        ]
+
+    return {
+        "nvec": spec.nvec.tolist(),
+        "noop": spec.noop.tolist(),
+        "primaries": [
+            {"id": number, "name": primary.name, "slots": [ranges(role) for role in primary.slots]}
+            for number, primary in spec.primaries.items()
+        ],
+    }
