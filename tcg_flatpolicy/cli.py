@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -52,26 +53,34 @@ def _parser(settings: type) -> argparse.ArgumentParser:
         "train",
         help="train with PufferLib's own trainer, and compare before and after",
         description="Trains with PufferLib's own trainer. Writes a run folder: config.json, "
-        "metrics.csv, checkpoint.pt, curves.png, report.json. Ctrl-C ends it cleanly.",
+        "metrics.csv, checkpoint.pt, curves.png, report.json. Ctrl-C ends it cleanly, and --resume "
+        "goes on with it as if it had never stopped.",
         formatter_class=formatter,
     )
-    train.add_argument(
+    where = train.add_mutually_exclusive_group()
+    where.add_argument(
         "--folder", type=Path, default=None, help="run folder; runs/<time>-seed<seed> if left out"
+    )
+    where.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        help="run folder of a run that was stopped: go on with it, with its settings",
     )
     for setting in fields(settings):
         flag = "--" + setting.name.replace("_", "-")
         kind = type(setting.default)
+        told = f"{setting.metadata['help']} (default: {setting.default})"
+        # Only what was given is set: a resumed run takes the rest from its checkpoint.
         if kind is bool:
             train.add_argument(
                 flag,
                 action=argparse.BooleanOptionalAction,
-                default=setting.default,
-                help=setting.metadata["help"],
+                default=argparse.SUPPRESS,
+                help=told,
             )
         else:
-            train.add_argument(
-                flag, type=kind, default=setting.default, help=setting.metadata["help"]
-            )
+            train.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=told)
     evaluate = commands.add_parser(
         "eval",
         help="play games with a trained policy",
@@ -81,6 +90,9 @@ def _parser(settings: type) -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, help="a run folder or its checkpoint.pt")
     evaluate.add_argument("--games", type=int, default=1000, help="games of each way to act")
     evaluate.add_argument("--opponent", default="greedy", help="built-in opponent")
+    evaluate.add_argument(
+        "--top-k", type=int, default=None, help="draw among the K most probable tuples as well"
+    )
     evaluate.add_argument("--seed", type=int, default=2_000_000, help="of the games and the draws")
     command.add_parser(commands)
     return parser
@@ -89,11 +101,18 @@ def _parser(settings: type) -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from tcg_flatpolicy import train
 
-    settings = train.Settings(**{f.name: getattr(options, f.name) for f in fields(train.Settings)})
-    folder = options.folder
-    if folder is None:
-        folder = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{settings.seed}"
-    report = train.train(settings, folder, say=_say)
+    names = [setting.name for setting in fields(train.Settings)]
+    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    if options.resume:
+        folder = options.resume
+        report = train.resume(folder, given, say=_say)
+    else:
+        settings = train.Settings(**given)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{settings.seed}"
+        folder = options.folder or Path("runs") / name
+        report = train.train(settings, folder, say=_say)
+    if int(os.environ.get("RANK", "0")):  # of the processes that torchrun started, one reports
+        return 0  # or torchrun would end that one before it has
     played = sum(result.actions for result in (*report.before.values(), *report.after.values()))
     illegal = sum(result.illegal for result in (*report.before.values(), *report.after.values()))
     print()
@@ -104,7 +123,8 @@ def _train(options: argparse.Namespace) -> int:
         f"  illegal actions  {report.illegal + illegal} of {report.steps + played:,} played, "
         "counted by the environment"
     )
-    print("  wins against the batch engine's greedy opponent, 95% interval")
+    if report.before or report.after:
+        print("  wins against the batch engine's greedy opponent, 95% interval")
     for when, results in (("before", report.before), ("after", report.after)):
         _print_results(results, f"{when:>8}, ")
     print(f"  run folder       {folder}")
@@ -124,10 +144,7 @@ def trained_policy(run: Path) -> tuple[Settings, Policy]:
     from tcg_flatpolicy.run_folder import read_checkpoint
 
     content = read_checkpoint(run)
-    try:
-        settings = train.Settings(**content["settings"])
-    except TypeError as error:
-        raise ValueError(f"{run} was written by another version: {error}") from error
+    settings = train.saved_settings(content, run)
     policy = train.make_policy(settings, EssenceWars(1, settings.deck1, settings.deck2))
     policy.load_state_dict(content["policy"])
     return settings, policy
@@ -138,8 +155,12 @@ def _eval(options: argparse.Namespace) -> int:
 
     if options.games < 1:
         raise ValueError(f"--games must be at least 1, got {options.games}")
+    if options.top_k is not None and options.top_k < 1:
+        raise ValueError(f"--top-k must be at least 1, got {options.top_k}")
     settings, policy = trained_policy(options.run)
-    results = train.evaluate(settings, policy, options.games, options.opponent, options.seed)
+    results = train.evaluate(
+        settings, policy, options.games, options.opponent, options.seed, top_k=options.top_k
+    )
     print(f"{settings.deck1} against {settings.deck2}, {options.opponent} opponent, 95% interval")
     _print_results(results, "  ")
     illegal = sum(result.illegal for result in results.values())

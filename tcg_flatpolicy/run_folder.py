@@ -45,6 +45,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     write_whole(path, text.getvalue().encode())
 
 
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """Reads what :func:`write_csv` wrote; whole numbers come back as int."""
+    with path.open(newline="") as file:
+        return [
+            {key: int(text) if text.isdecimal() else float(text) for key, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, whole, for :func:`read_checkpoint`."""
     buffer = io.BytesIO()
@@ -66,7 +75,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and "
+            "plain values"
+        ) from error
     if not isinstance(content, dict) or not {"policy", "settings"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of `python -m tcg_flatpolicy train`")
     return content

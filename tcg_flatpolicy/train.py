@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import math
+import os
+import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
-from tcg_flatpolicy import puffer
+from tcg_flatpolicy import distributed, puffer
 from tcg_flatpolicy.evaluate import WinRate, play
 from tcg_flatpolicy.heads import HEADS
-from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy
+from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy, TopK
+from tcg_flatpolicy.resume import restore_trainer, trainer_state
 from tcg_flatpolicy.run_folder import (
     CHECKPOINT,
     draw_curves,
     provenance,
+    read_checkpoint,
+    read_csv,
     write_checkpoint,
     write_csv,
     write_json,
@@ -39,12 +48,17 @@ class Settings:
     """Everything that a training run depends on; each is a flag of the command line."""
 
     seed: int = _setting(1, "of the network, the games and the draws")
-    total_steps: int = _setting(1_250_000, "environment steps to train for")
+    total_steps: int = _setting(
+        1_250_000, "environment steps to train for; of both players, with two_players"
+    )
     # the game
     deck1: str = _setting("artificer_tokens", "deck of the policy's side; 'random' for any")
     deck2: str = _setting("broodmother_pack", "deck of the opponent; 'random' for any")
     opponent: str = _setting("greedy", "built-in opponent: greedy or random")
     num_games: int = _setting(256, "games played side by side")
+    two_players: bool = _setting(
+        False, "train on both players of each game instead of against an opponent"
+    )
     # the network
     hidden_size: int = _setting(256, "width of the encoder")
     entity_size: int = _setting(32, "width of a card's or creature's embedding")
@@ -73,13 +87,18 @@ class Settings:
     prio_alpha: float = _setting(0.0, "prioritised sampling of segments; 0 is uniform")
     prio_beta0: float = _setting(1.0, "its correction, at the start")
     precision: str = _setting("float32", "float32 or bfloat16")
-    # exploration that is part of the policy
-    temperature: float = _setting(1.0, "while training: above 1 flattens the policy")
-    epsilon: float = _setting(0.0, "while training: share of draws uniform over the legal tuples")
+    # exploration that is part of the policy, annealed linearly from the first rollout to the last
+    temperature: float = _setting(1.0, "at the start of training: above 1 flattens the policy")
+    final_temperature: float = _setting(1.0, "at the end of training")
+    epsilon: float = _setting(0.0, "at the start: share of draws uniform over the legal tuples")
+    final_epsilon: float = _setting(0.0, "at the end of training")
     # the run
+    checkpoint_seconds: float = _setting(60.0, "between checkpoints; 0 for one every epoch")
     eval_games: int = _setting(1000, "games of each evaluation; 0 for none")
     device: str = _setting("auto", "cpu, cuda, or auto: cuda where there is one")
     threads: int = _setting(1, "torch's threads; networks this small gain little from more")
+    num_workers: int = _setting(0, "processes that play the games; 0 for the trainer's own")
+    compile: bool = _setting(False, "let torch.compile make one graph of the update's forward")
 
     def __post_init__(self) -> None:
         for name in (
@@ -95,6 +114,21 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("temperature", "final_temperature"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        for name in ("epsilon", "final_epsilon"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(
+                f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}"
+            )
+        if self.num_workers < 0 or (self.num_workers and self.num_games % self.num_workers):
+            raise ValueError(
+                f"num_workers {self.num_workers} must divide num_games {self.num_games}, or be 0"
+            )
         if self.head not in HEADS:
             raise ValueError(f"no head is named {self.head!r}; take one of {sorted(HEADS)}")
         if self.eval_games < 0:
@@ -104,40 +138,72 @@ class Settings:
                 "opponent 'self' alternates between two players in one row, which PPO's value "
                 "targets do not allow for; train against greedy or random"
             )
+        if self.two_players and self.opponent != "greedy":
+            raise ValueError(
+                f"two_players is training without an opponent, but opponent is {self.opponent!r}; "
+                "leave one of them out"
+            )
+        rollout = f"{'2 * ' if self.two_players else ''}num_games * bptt_horizon"
         if self.total_steps < self.batch_size:
             raise ValueError(
-                f"total_steps {self.total_steps} is less than one rollout, num_games * "
-                f"bptt_horizon = {self.batch_size}"
+                f"total_steps {self.total_steps} is less than one rollout, {rollout} = "
+                f"{self.batch_size}"
             )
         if self.batch_size % self.minibatch_size or self.minibatch_size % self.bptt_horizon:
             raise ValueError(
-                f"minibatch_size {self.minibatch_size} must divide num_games * bptt_horizon = "
+                f"minibatch_size {self.minibatch_size} must divide {rollout} = "
                 f"{self.batch_size} and be a multiple of bptt_horizon {self.bptt_horizon}"
             )
 
     @property
     def batch_size(self) -> int:
         """Environment steps of a rollout."""
-        return self.num_games * self.bptt_horizon
+        return self.num_games * (2 if self.two_players else 1) * self.bptt_horizon
 
-    def trainer_config(self, device: str, folder: Path) -> dict[str, Any]:
-        """What PuffeRL wants to know."""
-        return {
+    @property
+    def annealed(self) -> list[str]:
+        """What follows total_steps."""
+        exploration = (self.temperature, self.epsilon)
+        follows = {
+            "the learning rate (anneal_lr)": self.anneal_lr,
+            "exploration": exploration != (self.final_temperature, self.final_epsilon),
+            "the correction of prioritised sampling": self.prio_alpha and self.prio_beta0 != 1,
+        }
+        return [name for name, does in follows.items() if does]
+
+    def exploration(self, share: float) -> tuple[float, float]:
+        """Temperature and epsilon at a share, 0 to 1, of the way from first to last rollout."""
+        return (
+            self.temperature + share * (self.final_temperature - self.temperature),
+            self.epsilon + share * (self.final_epsilon - self.epsilon),
+        )
+
+    def trainer_config(
+        self, device: str, folder: Path, seed: int | None = None, ranks: int = 1
+    ) -> dict[str, Any]:
+        """What PuffeRL wants to know; ``seed`` and its share of the steps are the rank's own.
+
+        With two_players, half of the rows wait, and what that changes is compensated.
+        """
+        config = {
             **asdict(self),
+            "seed": self.seed if seed is None else seed,
             "env": "essence_wars",
             "device": device,
-            "total_timesteps": self.total_steps,
+            "total_timesteps": self.total_steps // ranks,
             "batch_size": self.batch_size,
             "max_minibatch_size": self.minibatch_size,
             "use_rnn": self.recurrent,
             "data_dir": str(folder / "pufferlib"),
-            "checkpoint_interval": 10**9,  # ours holds the settings too
+            "checkpoint_interval": 10**9,  # ours holds what a run needs to go on
             "torch_deterministic": True,
             "cpu_offload": False,
-            "compile": False,
             "compile_mode": "default",
-            "compile_fullgraph": False,
+            "compile_fullgraph": True,
         }
+        if not self.two_players:
+            return config
+        return puffer.compensated(config)
 
 
 @dataclass
@@ -147,7 +213,8 @@ class Report:
     steps: int
     steps_per_second: float
     illegal: int
-    """Illegal actions while training, counted by the environment."""
+    """Illegal actions while training, counted by the environment; with workers, in games that
+    ended."""
     interrupted: bool
     seconds: float
     """Of the whole run, evaluations included."""
@@ -172,10 +239,12 @@ def evaluate(
     opponent: str,
     seed: int,
     stopped: Callable[[], bool] = lambda: False,
+    top_k: int | None = None,
 ) -> dict[str, WinRate]:
     """Plays games against a built-in opponent, sampling and with the mode; {} for 0 games.
 
-    It plays on the CPU and without the exploration of training.
+    With ``top_k`` also sampling among that many most probable tuples. It plays on the CPU,
+    in float32 and without the exploration of training.
     """
     from tcg_flatpolicy.envs.essence_wars import EssenceWars
 
@@ -193,10 +262,12 @@ def evaluate(
     player = make_policy(settings, env)
     player.load_state_dict(policy.state_dict())
     player.explore()
-    return {
-        "sampling": play(player, env, games, seed, stopped),
-        "mode": play(Greedy(player), env, games, seed, stopped),
-    }
+    players: dict[str, nn.Module] = {"sampling": player, "mode": Greedy(player)}
+    if top_k is not None:
+        players[f"top {top_k}"] = TopK(player, top_k)
+    # The trainer leaves the process inside autocast.
+    with torch.autocast("cpu", enabled=False):
+        return {way: play(one, env, games, seed, stopped) for way, one in players.items()}
 
 
 def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) -> Report:
@@ -204,99 +275,306 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
 
     PuffeRL itself does the training: evaluate(), train(), and again. On a terminal it shows its own
     dashboard; elsewhere a line goes to ``say`` every few seconds. SIGINT ends the run after the
-    epoch it is in, with all of its files and the report; a second SIGINT ends it at once.
+    epoch it is in, with all of its files and the report; a second SIGINT ends it at once, and what
+    it leaves is the checkpoint before.
+
+    Started by torchrun, each process plays num_games games of its own, and the policy is one:
+    total_steps and the report's steps are those of all processes together. The process of rank 0
+    evaluates, speaks and writes; the others return a report without evaluations.
 
     Raises:
         ImportError: PufferLib or the game is not installed.
         RuntimeError: the installed PufferLib does not behave as this library relies on.
         FileExistsError: the folder already holds a run.
+        ValueError: settings that cannot be under torchrun.
     """
-    from pufferlib import vector
+    if (folder / "config.json").exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; name another folder with --folder, or go on with it "
+            "with --resume"
+        )
+    return _run(settings, folder, say, None)
+
+
+def resume(
+    folder: Path, changes: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+) -> Report:
+    """Goes on with a run from its checkpoint to its total_steps, in the same folder.
+
+    On a CPU and without compile the run continues bit for bit: what it leaves is what it would have
+    left had it never stopped, but for times. The games are played again up to the checkpoint, which
+    takes a fraction of the time that they took: at most a minute after a million steps. A run that
+    had ended is evaluated and reported again.
+
+    Args:
+        folder: of the run.
+        changes: settings that are to be others. Only total_steps can be, and only where nothing
+            follows it (no annealing).
+        say: gets a line every few seconds.
+
+    Raises:
+        ImportError: PufferLib or the game is not installed.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: a setting was changed, the run has workers, was started by torchrun or takes
+            muon, or the checkpoint is another version's.
+        RuntimeError: the installed PufferLib or game does not behave as when the run was stopped.
+    """
+    content = read_checkpoint(folder)
+    settings = saved_settings(content, folder, changes)
+    saved = content["settings"]
+    why = _not_resumable(settings)
+    if why is None and content.get("trainer") is None:
+        why = "its checkpoint is of torchrun or an earlier version, without the games"
+    if why is not None:
+        raise ValueError(f"{folder} cannot be resumed, only evaluated: {why}; train anew")
+    for name, value in asdict(settings).items():
+        if name in saved and saved[name] != value:
+            if name == "total_steps" and not settings.annealed:
+                continue
+            what = f"{name} was {saved[name]}, not {value}"
+            if name == "total_steps":
+                what += f", which {' and '.join(settings.annealed)} followed"
+            raise ValueError(
+                f"a resumed run keeps its settings, and {what}; leave it out, or train anew"
+            )
+    return _run(settings, folder, say, content)
+
+
+def saved_settings(
+    content: Mapping[str, Any], run: Path, changes: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings in a checkpoint's content, with changes.
+
+    Raises:
+        ValueError: they are another version's, or the changed ones do not go together.
+    """
+    try:
+        return Settings(**{**content["settings"], **(changes or {})})
+    except TypeError as error:
+        raise ValueError(f"{run} was written by another version: {error}") from error
+
+
+def _not_resumable(settings: Settings) -> str | None:
+    """Why a run of these settings cannot be resumed; None if it can."""
+    if "LOCAL_RANK" in os.environ:
+        return "under torchrun each process has games of its own"
+    if settings.num_workers:
+        return "with num_workers the games are in other processes"
+    if settings.optimizer != "adam":
+        return (
+            f"{settings.optimizer} holds more than a checkpoint of plain values can; adam does not"
+        )
+    return None
+
+
+def _run(
+    settings: Settings, folder: Path, say: Callable[[str], None], saved: dict[str, Any] | None
+) -> Report:
+    """A whole run, or the rest of one that was ``saved``."""
     from pufferlib.pufferl import PuffeRL
 
-    from tcg_flatpolicy.envs.essence_wars import EssenceWars
-
     puffer.check_contract()
-    if (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} already holds a run; name another folder with --folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.compile:
+        from torch._dynamo import config
+
+        # For operators whose size is known only when they run; before torch 2.13 it must be asked.
+        config.capture_dynamic_output_shape_ops = True
+    started = time.monotonic() - (saved["seconds"] if saved else 0.0)
     torch.set_num_threads(settings.threads)
+    under_torchrun = "LOCAL_RANK" in os.environ
+    rank, ranks, device = _processes(settings)
+    if saved and saved["device"] != device:
+        raise ValueError(f"{folder} was trained on {saved['device']}, here it would go on {device}")
+    if rank:
+        say = _silent
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+    resumable = _not_resumable(settings) is None
+    on_terminal = sys.stdout.isatty() and not under_torchrun
+    seed = settings.seed + rank * 1_000_003  # an environment's workers take the seeds after it
+
     torch.manual_seed(settings.seed)
+    with contextlib.ExitStack() as stack:
+        if under_torchrun:
+            stack.callback(torch.distributed.destroy_process_group)
+        vecenv = _make_vecenv(settings, seed)
+        stack.callback(vecenv.close)
+        policy = make_policy(settings, vecenv.driver_env).to(device)
+        if rank:
+            torch.manual_seed(seed)
+        stopped = stack.enter_context(_stop_on_sigint())
 
-    vecenv = vector.make(
-        EssenceWars,
-        env_kwargs={
-            "num_games": settings.num_games,
-            "deck1": settings.deck1,
-            "deck2": settings.deck2,
-            "opponent": settings.opponent,
-        },
-        backend=vector.Serial,
-        num_envs=1,
-        seed=settings.seed,
-    )
-    env = vecenv.driver_env
-    policy = make_policy(settings, env).to(device)
-    on_terminal = sys.stdout.isatty()
-
-    with _stop_on_sigint() as stopped:
-        policy.explore(settings.temperature, settings.epsilon)
-        if settings.eval_games:
-            say(f"playing {settings.eval_games} games with the untrained policy, twice")
-        before = _evaluate_own(settings, policy, stopped)
+        if saved and saved["trainer"]["epoch"]:
+            before = {way: WinRate(**result) for way, result in saved["before"].items()}
+        else:
+            if settings.eval_games:
+                say(f"playing {settings.eval_games} games with the untrained policy, twice")
+            before = {} if rank else _evaluate_own(settings, policy, stopped)
 
         with _dashboard(on_terminal):
-            trainer = PuffeRL(settings.trainer_config(device, folder), vecenv, policy)
-        write_json(folder / "config.json", {"settings": asdict(settings), **provenance()})
+            trainer = PuffeRL(
+                settings.trainer_config(device, folder, seed, ranks),
+                vecenv,
+                distributed.distribute(policy) if under_torchrun else policy,
+            )
+        stack.callback(_close, trainer, rank, on_terminal)
         rows: list[dict[str, float]] = []
-        training_started = time.monotonic()
-        last_said = 0.0
-        try:
-            while trainer.global_step < settings.total_steps and not stopped():
-                with _dashboard(on_terminal):
-                    trainer.evaluate()
-                    logs = trainer.train()
-                if not logs:
-                    continue
-                rows.append(_metrics(logs, trainer.losses))
-                if not on_terminal and time.monotonic() - last_said > 5:
-                    last_said = time.monotonic()
-                    say(_line(rows[-1], settings.total_steps))
-        finally:
-            seconds = time.monotonic() - training_started
-            steps = trainer.global_step
-            try:
-                write_csv(folder / "metrics.csv", rows)
-                write_checkpoint(
-                    folder / CHECKPOINT,
-                    {"policy": policy.state_dict(), "settings": asdict(settings)},
-                )
-                draw_curves(folder / "curves.png", rows, _title(settings))
-            finally:  # or its thread would keep the process alive
-                with _dashboard(on_terminal):
-                    trainer.close()
+        if saved:
+            say(f"playing the games again up to step {saved['trainer']['global_step']:,}")
+            restore_trainer(trainer, saved["trainer"])
+            written = read_csv(folder / "metrics.csv") if trainer.epoch else []
+            rows = [row for row in written if row["steps"] <= trainer.global_step]
+        if not rank:
+            _write_config(folder, settings, trainer.global_step if saved else None)
 
-        interrupted = stopped()
+        def write_metrics() -> None:
+            if not rank:
+                write_csv(folder / "metrics.csv", rows)
+
+        def save() -> None:
+            write_metrics()
+            if not rank:
+                content = {
+                    "policy": policy.state_dict(),
+                    "settings": asdict(settings),
+                    "device": device,
+                    "before": {way: asdict(result) for way, result in before.items()},
+                    "seconds": time.monotonic() - started,
+                    "trainer": trainer_state(trainer) if resumable else None,
+                }
+                write_checkpoint(folder / CHECKPOINT, content)
+
+        def stop() -> bool:
+            return distributed.on_any_rank(stopped()) if under_torchrun else stopped()
+
+        steps_here = settings.total_steps // ranks
+        last_epoch = math.ceil(steps_here / settings.batch_size) - 1
+        illegal = 0
+        last_said = last_saved = time.monotonic()
+        stack.callback(write_metrics)  # also when training raises
+        while trainer.global_step < steps_here and not stop():
+            policy.explore(*settings.exploration(min(1.0, trainer.epoch / max(1, last_epoch))))
+            with _dashboard(on_terminal):
+                games = {name: list(values) for name, values in trainer.evaluate().items()}
+                distributed.log_together(trainer)  # or the losses would be those of a while ago
+                trainer.train()
+            illegal += int(sum(games.get("illegal_actions", [])))
+            rows.append(_metrics(trainer, games, policy, ranks, rows))
+            if not on_terminal and time.monotonic() - last_said > 5:
+                last_said = time.monotonic()
+                say(_line(rows[-1], settings.total_steps))
+            if time.monotonic() - last_saved >= settings.checkpoint_seconds:
+                save()
+                last_saved = time.monotonic()
+        save()
+        if not rank:
+            draw_curves(folder / "curves.png", rows, _title(settings))
+        steps, training_seconds = trainer.global_step * ranks, trainer.uptime
+        if not settings.num_workers:
+            illegal = sum(env.illegal_actions for env in vecenv.envs)
+        if under_torchrun:
+            illegal = distributed.sum_over_ranks(illegal)
+        interrupted = stop()
+        if interrupted and resumable:
+            where = shlex.quote(str(folder))
+            say(f"to go on from here: python -m tcg_flatpolicy train --resume {where}")
         after: dict[str, WinRate] = {}
-        if not interrupted:
+        if not interrupted and not rank:
             if settings.eval_games:
                 say(f"playing {settings.eval_games} games with the trained policy, twice")
             after = _evaluate_own(settings, policy, stopped)
     report = Report(
         steps=steps,
-        steps_per_second=steps / seconds,
-        illegal=env.illegal_actions,
+        steps_per_second=steps / training_seconds,
+        illegal=illegal,
         interrupted=interrupted,
         seconds=time.monotonic() - started,
         before=before,
         after=after,
     )
-    write_json(folder / "report.json", {**asdict(report), **provenance()})
+    if not rank:
+        write_json(folder / "report.json", {**asdict(report), **provenance()})
     return report
+
+
+def _processes(settings: Settings) -> tuple[int, int, str]:
+    """This process's rank, the number of processes that torchrun started (or 1), and the device."""
+    if "LOCAL_RANK" not in os.environ:
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return 0, 1, device
+    if settings.compile:
+        raise ValueError("compile and torchrun together are not supported; leave one of them out")
+    rank, device = distributed.start(settings.device)
+    ranks = torch.distributed.get_world_size()
+    if settings.total_steps // ranks < settings.batch_size:
+        raise ValueError(
+            f"total_steps {settings.total_steps} is less than one rollout in each of {ranks} "
+            f"processes, {ranks * settings.batch_size}"
+        )
+    return rank, ranks, device
+
+
+def _make_vecenv(settings: Settings, seed: int) -> Any:
+    from pufferlib import vector
+
+    workers = settings.num_workers
+    games: dict[str, Any] = {
+        "num_games": settings.num_games // max(1, workers),
+        "deck1": settings.deck1,
+        "deck2": settings.deck2,
+    }
+    kind: Callable[..., Any]
+    if settings.two_players:
+        from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers as kind
+    else:
+        from tcg_flatpolicy.envs.essence_wars import EssenceWars as kind
+
+        games["opponent"] = settings.opponent
+    if not workers:
+        return vector.make(
+            kind,
+            env_kwargs={**games, "record": "LOCAL_RANK" not in os.environ},
+            backend=vector.Serial,
+            num_envs=1,
+            seed=seed,
+        )
+    # A worker that raised would leave the trainer waiting for ever, and so would one that Ctrl-C
+    # ends: so illegal actions are counted, and SIGINT is ignored there.
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return vector.make(
+            kind,
+            env_kwargs={**games, "illegal": "noop"},
+            backend=vector.Multiprocessing,
+            num_envs=workers,
+            num_workers=workers,
+            overwork=True,
+            seed=seed,
+        )
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def _close(trainer: Any, rank: int, on_terminal: bool) -> None:
+    """Stops the trainer's thread, which would keep the process alive."""
+    with _dashboard(on_terminal):
+        if rank:  # PuffeRL.close writes a checkpoint, which only rank 0 has
+            trainer.utilization.stop()
+        else:
+            trainer.close()
+
+
+def _write_config(folder: Path, settings: Settings, resumed_at: int | None) -> None:
+    """Settings and provenance; of a resumed run, the step and the provenance of each part."""
+    path = folder / "config.json"
+    content = {"settings": asdict(settings), **provenance()}
+    if resumed_at is not None and path.exists():
+        earlier = json.loads(path.read_text())
+        parts = [*earlier.get("resumed", []), {"steps": resumed_at, **provenance()}]
+        content = {**earlier, "settings": asdict(settings), "resumed": parts}
+    write_json(path, content)
 
 
 def _evaluate_own(
@@ -338,23 +616,42 @@ def _dashboard(on_terminal: bool) -> Iterator[None]:
         yield
 
 
-def _metrics(logs: dict[str, Any], losses: dict[str, float]) -> dict[str, float]:
-    """One row of metrics.csv. The losses come from the trainer, since its logs hold older ones."""
+def _metrics(
+    trainer: Any,
+    games: Mapping[str, list[float]],
+    policy: Policy,
+    ranks: int,
+    rows: list[dict[str, float]],
+) -> dict[str, float]:
+    """One row of metrics.csv: of an epoch, the games of rank 0 that ended in it.
 
-    def environment(name: str) -> float:
-        return float(logs.get(f"environment/{name}", float("nan")))
+    It is made of what the trainer holds, since train() returns its logs on the wrong ranks, and
+    losses that are older.
+    """
 
+    def mean(name: str) -> float:
+        values = games.get(name, [])
+        return float(np.mean(values)) if values else math.nan
+
+    before = rows[-1] if rows else {"steps": 0, "seconds": 0.0}
+    steps, seconds = trainer.global_step * ranks, float(trainer.uptime)
     return {
-        "steps": int(logs["agent_steps"]),
-        "seconds": float(logs["uptime"]),
-        "steps_per_second": float(logs["SPS"]),
-        "win_rate": environment("win"),
-        "episode_length": environment("episode_length"),
-        "legal_actions": environment("legal_actions"),
-        "illegal_actions": environment("illegal_actions"),
-        "learning_rate": float(logs["learning_rate"]),
-        **{name: float(value) for name, value in losses.items()},
+        "steps": steps,
+        "seconds": seconds,
+        "steps_per_second": (steps - before["steps"]) / (seconds - before["seconds"]),
+        "win_rate": mean("win"),
+        "episode_length": mean("episode_length"),
+        "legal_actions": mean("legal_actions"),
+        "illegal_actions": mean("illegal_actions"),
+        "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
+        "temperature": float(policy.temperature),
+        "epsilon": float(policy.epsilon),
+        **{name: float(value) for name, value in trainer.losses.items()},
     }
+
+
+def _silent(line: str) -> None:
+    """What ranks other than 0 say."""
 
 
 def _line(row: dict[str, float], total: int) -> str:
@@ -367,7 +664,7 @@ def _line(row: dict[str, float], total: int) -> str:
 
 
 def _title(settings: Settings) -> str:
+    other = "both players" if settings.two_players else f"{settings.opponent} opponent"
     return (
-        f"Essence Wars: {settings.deck1} against {settings.deck2} ({settings.opponent} opponent), "
-        f"seed {settings.seed}"
+        f"Essence Wars: {settings.deck1} against {settings.deck2} ({other}), seed {settings.seed}"
     )

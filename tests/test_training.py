@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import torch
 from pufferlib import pufferl
 
 import tcg_flatpolicy as fp
+from tcg_flatpolicy.cli import main
 from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.train import Settings, evaluate, make_policy, train
 from tests.games import Bandit, BanditEncoder, trainer_config
 
 # pufferlib/config/default.ini of PufferAI/PufferLib at commit 03d1ebc, section [train]; the device
@@ -174,6 +176,14 @@ def test_the_shipped_optimizer_with_a_spec_without_an_index(run: Any) -> None:
 
 
 COMMAND = [sys.executable, "-m", "tcg_flatpolicy"]
+FEW_STEPS = Settings(
+    total_steps=2048,
+    num_games=32,
+    bptt_horizon=16,
+    minibatch_size=256,
+    hidden_size=32,
+    eval_games=0,
+)
 SMALL = ["--num-games", "32", "--bptt-horizon", "16", "--minibatch-size", "256", "--threads", "1"]
 
 
@@ -203,9 +213,10 @@ def test_the_command_line_trains_reports_and_evaluates(tmp_path: Path) -> None:
     )
     assert rows
 
-    played = command("eval", str(folder), "--games", "40", "--opponent", "random")
+    played = command("eval", str(folder), "--games", "40", "--opponent", "random", "--top-k", "2")
     assert played.returncode == 0, played.stderr
-    assert played.stdout.count("of 40 games") == 2
+    assert played.stdout.count("of 40 games") == 3
+    assert "top 2" in played.stdout
     assert "illegal actions  0 of" in played.stdout
 
     again = command("train", *SMALL, "--total-steps", "4096", "--folder", str(folder))
@@ -216,35 +227,64 @@ def test_the_command_line_trains_reports_and_evaluates(tmp_path: Path) -> None:
 def test_a_seed_gives_the_same_run(tmp_path: Path) -> None:
     weights = []
     for name in ("one", "two"):
-        done = command(
-            "train", *SMALL, "--total-steps", "2048", "--eval-games", "0", "--seed", "7",
-            "--folder", str(tmp_path / name),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        train(replace(FEW_STEPS, seed=7), tmp_path / name, lambda line: None)
         content = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
         weights.append(content["policy"])
+    torch.set_autocast_enabled("cpu", False)
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
 
 
-def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
+def test_an_evaluation_plays_in_float32_also_after_a_run_in_bfloat16() -> None:
+    settings = Settings(hidden_size=64, entity_size=8, head_width=16)
+    policy = make_policy(settings, EssenceWars(1))
+    played = []
+    for inside in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            results = evaluate(settings, policy, 20, "greedy", seed=1)
+        played.append([(result.wins, result.actions) for result in results.values()])
+    assert played[0] == played[1]
+
+
+def test_an_evaluation_with_top_k() -> None:
+    """Of one tuple it is the mode; of more it is neither that nor the policy."""
+    settings = Settings(hidden_size=64, entity_size=8, head_width=16)
+    policy = make_policy(settings, EssenceWars(1))
+    came_of = {}
+    for k in (1, 3):
+        results = evaluate(settings, policy, 20, "greedy", seed=1, top_k=k)
+        came_of |= {way: (result.wins, result.actions) for way, result in results.items()}
+    assert list(came_of) == ["sampling", "mode", "top 1", "top 3"]
+    assert came_of["top 1"] == came_of["mode"]
+    assert came_of["top 3"] not in (came_of["mode"], came_of["sampling"])
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path, workers: str) -> None:
+    """Ctrl-C on a terminal reaches every process of its group, those that play the games too."""
     folder = tmp_path / "run"
     arguments = ["train", *SMALL, "--total-steps", "50000000", "--eval-games", "0"]
+    arguments += ["--num-workers", workers]
     process = subprocess.Popen(
         [*COMMAND, *arguments, "--folder", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "steps" in line:
-            break
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "steps" in line:
+                break
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, err
     assert "interrupted; everything up to here is saved" in out
     assert "illegal actions  0 of" in out
@@ -262,7 +302,13 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
         (["train", "--opponent", "self"], "alternates between two players"),
         (["train", "--deck1", "no_such_deck"], "no_such_deck"),
         (["train", "--epsilon", "2"], "epsilon must lie in 0..1"),
+        (["train", "--final-epsilon", "-1"], "final_epsilon must lie in 0..1"),
+        (["train", "--final-temperature", "0"], "final_temperature must be positive"),
+        (["train", "--checkpoint-seconds", "-1"], "checkpoint_seconds must not be negative"),
+        (["train", "--num-workers", "3"], "num_workers 3 must divide num_games 256"),
+        (["train", "--two-players", "--opponent", "random"], "training without an opponent"),
         (["train", "--head-width", "0"], "head_width must be at least 1"),
+        (["eval", "{small}", "--top-k", "0"], "--top-k must be at least 1"),
         (["train", "--eval-games", "1009"], "cannot be shared equally"),
         (["eval", "nowhere"], "no checkpoint at nowhere"),
         (["eval", "{older}"], "was written by another version"),
@@ -272,8 +318,13 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_end_with_one_line(
-    tmp_path: Path, arguments: list[str], complaint: str
+    tmp_path: Path,
+    arguments: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     torch.save({"something": 1}, tmp_path / "other.pt")
     torch.save({"policy": {}, "settings": {"gone": 1}}, tmp_path / "older.pt")
@@ -283,8 +334,16 @@ def test_bad_arguments_end_with_one_line(
     torch.save(small, tmp_path / "small.pt")
     names = {name: str(tmp_path / f"{name}.pt") for name in ("older", "small")}
     names |= {"broken": str(tmp_path / "broken.pt"), "other": str(tmp_path / "other.pt")}
-    done = command(*[argument.format(**names) for argument in arguments], cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main([argument.format(**names) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert complaint in said.err
+
+
+def test_what_torchrun_cannot_do_is_said_before_processes_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["train", "--compile", "--folder", str(tmp_path)]) == 2
+    assert "compile and torchrun together" in capsys.readouterr().err

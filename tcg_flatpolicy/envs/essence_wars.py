@@ -143,6 +143,8 @@ _OTHER_GAMES = (
     "mode and the release of essence-wars must be the same"
 )
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 _RADIX = np.append(np.cumprod(SPEC.nvec[:0:-1])[::-1], 1)
 _TUPLE_WORDS = INDEX_TO_TUPLE.view(np.uint32)[:, 0]
 _LEGAL_WORD = OBSERVATION_DTYPE.fields["legal"][1] // 4  # type: ignore[index]
@@ -625,7 +627,7 @@ class EssenceWarsEncoder(nn.Module):
 
     def _sums(self, rows: Tensor) -> Tensor:
         """(B, 2, 18) rows of cards -> (B, 2, 4, E): sums of hand, board, supports, commander."""
-        if torch.compiler.is_compiling():  # exported, bags become a loop over them
+        if _is_exporting():  # bags become a loop over them there
             kinds = self.cards(rows).split([HAND, BOARD, SUPPORTS, 1], dim=2)
             return torch.stack([kind.sum(2) for kind in kinds], dim=2)
         groups = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)[:, None]

@@ -1,0 +1,124 @@
+"""What PufferLib's trainer holds between train() and evaluate(), to go on from there bit for bit.
+
+PufferLib's own checkpoints hold the weights and the optimiser. A run that is to go on as if it had
+never stopped also needs the scheduler, the counters, the generators and the games themselves. The
+rollout buffers and the LSTM's state are not among it: evaluate() fills the ones and zeroes the
+other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def trainer_state(trainer: Any) -> dict[str, Any]:
+    """Everything that decides what a trainer does next, in tensors and plain values.
+
+    ``torch.load(weights_only=True)`` reads it. Take it after ``trainer.train()`` and before the
+    next ``trainer.evaluate()``.
+
+    Args:
+        trainer: a PuffeRL over a Serial vector environment, whose environments have ``state_dict``
+            and ``load_state_dict`` (EssenceWars with ``record=True``; yours: the seed and the
+            actions so far, or whatever your engine can save) and whose infos are plain values.
+
+    Raises:
+        TypeError: an environment without those methods, a vector environment that keeps its
+            environments in other processes, or something that is not a tensor or a plain value;
+            heavyball's Muon has such things in its state.
+    """
+    environments = [environment.state_dict() for environment in _environments(trainer)]
+    # The legacy one, since no other is shared by all code of a process.
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    state = {
+        "policy": trainer.uncompiled_policy.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),
+        "epoch": trainer.epoch,
+        "global_step": trainer.global_step,
+        "uptime": trainer.uptime,
+        # Logged one log later than they were computed.
+        "losses": {name: float(value) for name, value in trainer.losses.items()},
+        # Of the episodes since the last log, and those that the next recv() will tell of.
+        "stats": {name: list(values) for name, values in trainer.stats.items()},
+        "infos": list(trainer.vecenv.infos),
+        "environments": environments,
+        "torch_generator": torch.get_rng_state(),
+        "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy_generator": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+    }
+    _check_plain(state, "")
+    return state
+
+
+def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Puts a new trainer, made with the same settings, where :func:`trainer_state` was taken.
+
+    Call it last before ``trainer.evaluate()``: it sets torch's and NumPy's generators.
+
+    Raises:
+        TypeError: as trainer_state.
+        ValueError, RuntimeError: the state is of another policy, optimiser or environment.
+    """
+    environments = _environments(trainer)
+    if len(environments) != len(state["environments"]):
+        raise ValueError(
+            f"the state is of {len(state['environments'])} environments, the trainer has "
+            f"{len(environments)}"
+        )
+    trainer.uncompiled_policy.load_state_dict(state["policy"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scheduler.load_state_dict(state["scheduler"])
+    trainer.epoch = state["epoch"]
+    trainer.global_step = trainer.last_log_step = state["global_step"]
+    trainer.start_time = time.time() - state["uptime"]
+    trainer.last_log_time = time.time()
+    trainer.losses = dict(state["losses"])
+    trainer.stats = defaultdict(list, {name: list(v) for name, v in state["stats"].items()})
+    for environment, saved in zip(environments, state["environments"], strict=True):
+        environment.load_state_dict(saved)
+    trainer.vecenv.infos = list(state["infos"])
+    torch.set_rng_state(state["torch_generator"])
+    if state["cuda_generators"]:
+        torch.cuda.set_rng_state_all(state["cuda_generators"])
+    kind, keys, *rest = state["numpy_generator"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def _check_plain(value: Any, path: str) -> None:
+    if isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, type(None)):
+        return
+    if type(value) in (dict, OrderedDict):
+        for name, inner in value.items():
+            _check_plain(inner, f"{path}[{name!r}]")
+    elif type(value) in (list, tuple):
+        for place, inner in enumerate(value):
+            _check_plain(inner, f"{path}[{place}]")
+    else:
+        raise TypeError(
+            f"the trainer's state{path} is a {type(value).__name__}, which "
+            "torch.load(weights_only=True) does not read; take the optimizer adam, and tensors and "
+            "plain values in infos and an environment's state_dict"
+        )
+
+
+def _environments(trainer: Any) -> list[Any]:
+    environments = getattr(trainer.vecenv, "envs", None)
+    if environments is None:
+        raise TypeError(
+            f"{type(trainer.vecenv).__name__} does not show its environments, so their games "
+            "cannot be saved; resuming takes pufferlib.vector.Serial"
+        )
+    for environment in environments:
+        if not (hasattr(environment, "state_dict") and hasattr(environment, "load_state_dict")):
+            raise TypeError(
+                f"{type(environment).__name__} has no state_dict and load_state_dict, so its games "
+                "cannot be saved; write them: the seed and the actions so far will do"
+            )
+    return list(environments)
