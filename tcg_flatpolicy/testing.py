@@ -6,7 +6,7 @@ tuples in the whole batch, H = 1 + slots values in a tuple.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -267,7 +267,7 @@ class EnvironmentTests:
     steps: ClassVar[int] = 2000
     seed: ClassVar[int] = 0
     spec: ClassVar[ActionSpec | None] = None
-    layout: ClassVar[LegalLayout | tuple[str, str] | None] = None
+    layout: ClassVar[LegalLayout | Sequence[str] | None] = None
     legal_actions: Any = None
     head_masks: Any = None
 

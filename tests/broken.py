@@ -92,7 +92,23 @@ class Match:
         return True
 
     def legal(self, player: int) -> list[Tuple]:
-        return [action for action in EVERY if self.is_legal(player, action)]
+        """Those of EVERY that is_legal lets through, in its order, and faster."""
+        if player != self.mover or self.over:
+            return []
+        mine, theirs = self.units[player], self.units[1 - player]
+        allies = [i for i in range(PLACES) if mine[i]]
+        ready = [i for i in allies if self.ready[player][i]]
+        enemies = [i for i in range(PLACES) if theirs[i]]
+        free = [i for i in range(PLACES) if not mine[i]]
+        cards = [i for i in range(CARDS) if self.hand[player][i]]
+        return [
+            (0, 0, 0),
+            *((1, i, j) for i in ready for j in (*enemies, FACE)),
+            *((2, card, i) for card in cards for i in free),
+            *((3, i, 0) for i in allies),
+            *((4, i, j) for i in ready for j in enemies),
+            (5, 0, 0),
+        ]
 
     def play(self, action: Tuple) -> None:
         primary, a, b = action
@@ -224,22 +240,25 @@ class Duel(pufferlib.PufferEnv):
         shown = [self.list_shown(row) for row in range(self.num_agents)]
         room = self.legal_layout.padding
         self.legal_layout.write(self.observations, [legal[:room] for legal in shown])
-        for row, legal in enumerate(shown):
-            match, player, record = self.matches[row // 2], row % 2, records[row]
-            record["life"] = match.life[player], match.life[1 - player]
-            record["mine"], record["theirs"] = match.units[player], match.units[1 - player]
-            record["hand"] = match.hand[player]
-            for slot, name in enumerate(MASKS):
-                values = {a[slot] for a in legal if a[slot] < SPEC.nvec[slot]}
-                record[name] = [value in values for value in range(SPEC.nvec[slot])]
-                if self.fault == "mask_zeroed":
-                    record[name] = 0
-            if legal and self.fault == "mask_not_projected":
-                record["mask1"] = 1
-            if legal and self.fault in ("count_small", "count_large"):
-                record["n"] += 1 if self.fault == "count_large" else -1
-            if self.fault == "list_zeroed":
-                record["n"], record["legal"] = 0, 0
+        seats = [(self.matches[row // 2], row % 2) for row in range(self.num_agents)]
+        records["life"] = [(match.life[i], match.life[1 - i]) for match, i in seats]
+        records["mine"] = [match.units[i] for match, i in seats]
+        records["theirs"] = [match.units[1 - i] for match, i in seats]
+        records["hand"] = [match.hand[i] for match, i in seats]
+        listed = np.array([(row, *a) for row, legal in enumerate(shown) for a in legal], int)
+        rows, values = listed.reshape(-1, 4)[:, 0], listed.reshape(-1, 4)[:, 1:]
+        some = np.array([bool(legal) for legal in shown])
+        for slot, name in enumerate(MASKS):
+            fits = values[:, slot] < SPEC.nvec[slot]
+            records[name] = 0
+            if self.fault != "mask_zeroed":
+                records[name][rows[fits], values[fits, slot]] = 1
+        if self.fault == "mask_not_projected":
+            records["mask1"][some] = 1
+        if self.fault in ("count_small", "count_large"):
+            records["n"][some] += 1 if self.fault == "count_large" else -1
+        if self.fault == "list_zeroed":
+            records["n"], records["legal"] = 0, 0
 
     def reset(self, seed: int | None = None) -> tuple[Any, list[Any]]:
         if seed is not None:
@@ -353,7 +372,7 @@ class Solo(gymnasium.Env):  # type: ignore[type-arg]
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         chosen = tuple(int(v) for v in action)
-        if not self.is_legal(0, chosen):
+        if not self.match.is_legal(0, chosen):
             raise ValueError(f"{chosen} is not legal")
         self.match.play(chosen)
         while self.match.mover == 1 and not self.match.over:

@@ -15,19 +15,25 @@ what it wraps (``.env``, ``.driver_env``); each enables the checks that need it:
 ``illegal_actions: int``               how many illegal actions it was sent (`CountsIllegal`)
 =====================================  ==========================================================
 
-``row`` is the number of the agent in that environment, from 0 (so 0 for a gymnasium.Env), and under
-PettingZoo the agent's name; ``action`` is a tuple of 1 + slots ints. Of a Serial vector environment
-each part is asked about its own rows, from 0 again; the parts of a Multiprocessing one are in other
-processes and cannot be asked.
+``row`` is the number of the agent in that environment, from 0 (so 0 for a gymnasium.Env); where the
+layer that has the method has ``possible_agents``, as PettingZoo's environments do (also under
+PufferLib's emulation), it is the agent's name. In an environment of one agent the row may be left
+out: ``to_move()``, ``is_legal(action)``. ``action`` is a tuple of 1 + slots ints. Of a Serial
+vector environment each part is asked about its own rows, from 0 again; the parts of a
+Multiprocessing one are in other processes and cannot be asked. Nobody is asked about a row whose
+episode is over.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import gymnasium
@@ -48,14 +54,17 @@ HeadMasks: TypeAlias = Callable[[Any, Any], Sequence[Any]] | Sequence[str]
 
 
 class KnowsWhoMoves(Protocol):
-    """An environment that says who is to move."""
+    """An environment that says who is to move; ``to_move()`` will do where there is one agent."""
 
     def to_move(self, row: Any) -> bool:
         """Whether the row is to move now."""
 
 
 class KnowsLegality(Protocol):
-    """An environment that says what its engine would take."""
+    """An environment that says what its engine would take.
+
+    ``is_legal(action)`` will do where there is one agent.
+    """
 
     def is_legal(self, row: Any, action: tuple[int, ...]) -> bool:
         """Whether the row may play the tuple now. Must not depend on the list that is shown."""
@@ -90,6 +99,8 @@ class Shown:
         live: (B,) bool: rows whose observation is of a running episode.
         fresh: whether this follows a `reset` of the whole environment.
         illegal: illegal actions that the step's infos count, for environments that cannot be asked.
+        ended: (B,) bool: live rows whose last step ended an episode. A native environment may show
+            the end of that one or the beginning of the next; None where that cannot be.
     """
 
     observations: Any
@@ -97,6 +108,7 @@ class Shown:
     live: BoolArray
     fresh: bool = False
     illegal: int = 0
+    ended: BoolArray | None = None
 
 
 class Adapter(ABC):
@@ -125,7 +137,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def step(self, actions: npt.NDArray[Any]) -> Shown:
-        """Plays (B, 1 + slots) numbers, or starts the next episode where all are over."""
+        """Plays (B, 1 + slots) numbers, or starts the next episode where all are over.
+
+        The end of an episode is shown as well, of rows that are not live: what stands in a list
+        that is not cleared may come from there.
+        """
 
     def selected(self) -> BoolArray | None:
         """(B,) bool: who is to move, where the kind of environment itself says so."""
@@ -161,9 +177,12 @@ class PufferAdapter(Adapter):
 
     def _shown(self, infos: Any, fresh: bool = False) -> Shown:
         live = np.array(getattr(self.env, "masks", np.ones(len(self))), dtype=bool)
+        ended = np.asarray(self.env.terminals, bool) | np.asarray(self.env.truncations, bool)
         if self._emulated:
-            live &= ~(np.asarray(self.env.terminals) | np.asarray(self.env.truncations))
-        return Shown(self.env.observations, [{}] * len(self), live, fresh, _illegal_in(infos))
+            live &= ~ended
+        ended &= live & (not fresh)  # a native reset may leave them as they were
+        illegal = _illegal_in(infos)
+        return Shown(self.env.observations, [{}] * len(self), live, fresh, illegal, ended)
 
 
 class VectorAdapter(Adapter):
@@ -181,11 +200,6 @@ class VectorAdapter(Adapter):
             sizes = [part.num_agents for part in env.envs]
             starts = np.cumsum([0, *sizes[:-1]]).tolist()
             self.parts = list(zip(starts, env.envs, strict=True))
-            self.rows = [row for size in sizes for row in range(size)]
-
-    def name(self, row: int) -> str:
-        """As `Adapter.name`."""
-        return f"row {row}"
 
     def reset(self, seed: int | None) -> Shown:
         """As `Adapter.reset`."""
@@ -209,9 +223,11 @@ class VectorAdapter(Adapter):
         received = self.env.recv()
         observations, _, terminals, truncations, *_, infos, _, masks = received
         live = np.array(masks, dtype=bool)
+        ended = np.asarray(terminals, bool) | np.asarray(truncations, bool)
         if self.env.emulated:
-            live &= ~(np.asarray(terminals, bool) | np.asarray(truncations, bool))
-        return Shown(observations, [{}] * len(self), live, fresh, _illegal_in(infos))
+            live &= ~ended
+        ended &= live & (not fresh)
+        return Shown(observations, [{}] * len(self), live, fresh, _illegal_in(infos), ended)
 
 
 _WORKING = 5
@@ -223,19 +239,22 @@ class GymnasiumAdapter(Adapter):
 
     def __init__(self, env: Any) -> None:
         super().__init__(env, [0], single_agent=True)
+        self._over = False
 
     def reset(self, seed: int | None) -> Shown:
         """As `Adapter.reset`."""
         observation, info = self.env.reset(seed=seed)
+        self._over = False
         return Shown([observation], [info], np.ones(1, dtype=bool), fresh=True)
 
     def step(self, actions: npt.NDArray[Any]) -> Shown:
         """As `Adapter.step`."""
+        if self._over:
+            return self.reset(None)
         action = _sent(actions, self.env.action_space)[0]
         observation, _, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
-            return self.reset(None)
-        return Shown([observation], [info], np.ones(1, dtype=bool))
+        self._over = bool(terminated or truncated)
+        return Shown([observation], [info], np.array([not self._over]))
 
 
 class ParallelAdapter(Adapter):
@@ -251,14 +270,14 @@ class ParallelAdapter(Adapter):
 
     def step(self, actions: npt.NDArray[Any]) -> Shown:
         """As `Adapter.step`."""
+        if not self.env.agents:
+            return self.reset(None)
         sent = {
             agent: _sent(actions[row : row + 1], self.env.action_space(agent))[0]
             for row, agent in enumerate(self.rows)
             if agent in self.env.agents
         }
         observations, _, terminated, truncated, infos = self.env.step(sent)
-        if not self.env.agents:
-            return self.reset(None)
         running = [a for a in observations if not (terminated.get(a) or truncated.get(a))]
         return self._shown(observations, infos, running)
 
@@ -291,14 +310,19 @@ class AECAdapter(Adapter):
 
     def step(self, actions: npt.NDArray[Any]) -> Shown:
         """As `Adapter.step`."""
+        self._take_out_finished()
+        if not self.env.agents:
+            return self.reset(None)
         agent = self.env.agent_selection
         row = self.rows.index(agent)
         self.env.step(_sent(actions[row : row + 1], self.env.action_space(agent))[0])
+        if not all(map(self._is_over, self.env.agents)):
+            self._take_out_finished()
+        return self._shown()
+
+    def _take_out_finished(self) -> None:
         while self.env.agents and self._is_over(self.env.agent_selection):
             self.env.step(None)  # PettingZoo's way to take a finished agent out
-        if not self.env.agents:
-            return self.reset(None)
-        return self._shown()
 
     def selected(self) -> BoolArray | None:
         """As `Adapter.selected`."""
@@ -345,14 +369,17 @@ class Engine:
 
     Attributes:
         knows_who_moves, knows_legality, forks, counts_illegal: what it offers, for all rows.
+
+    Raises:
+        TypeError: one of the methods takes other arguments than it would be called with.
     """
 
     def __init__(self, adapter: Adapter) -> None:
-        self._rows = adapter.rows
         self._starts = [start for start, _ in adapter.parts]
         self._parts = [part for _, part in adapter.parts]
-        self._to_move = self._methods("to_move")
-        self._is_legal = self._methods("is_legal")
+        self._sizes = np.diff([*self._starts, len(adapter)]).tolist()
+        self._to_move = self._methods("to_move", "row")
+        self._is_legal = self._methods("is_legal", "row", "action")
         self._fork = self._methods("fork")
         self.knows_who_moves = bool(self._to_move)
         self.knows_legality = bool(self._is_legal)
@@ -361,23 +388,31 @@ class Engine:
             _layer_with(part, "illegal_actions") is not None for part in self._parts
         )
 
-    def _methods(self, name: str) -> list[Callable[..., Any]]:
-        """The method of each part; none at all if one part lacks it."""
+    def _methods(self, name: str, *arguments: str) -> list[Callable[..., Any]]:
+        """The method of each part, given a row by its number; none at all if one part lacks it."""
         layers = [_layer_with(part, name) for part in self._parts]
-        methods = [getattr(layer, name, None) for layer in layers]
-        return [m for m in methods if callable(m)] if all(map(callable, methods)) else []
+        if not all(callable(getattr(layer, name, None)) for layer in layers):
+            return []
+        sizes = zip(layers, self._sizes, strict=True)
+        return [_asking(layer, name, arguments, agents) for layer, agents in sizes]
 
-    def _part(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
+    def _part(self, row: int) -> tuple[int, int]:
+        """The part that a row belongs to, and the row's number in it."""
+        part = bisect_right(self._starts, row) - 1
+        return part, row - self._starts[part]
 
-    def to_move(self) -> BoolArray:
-        """(B,) bool, whether each row is to move. Needs ``to_move``."""
-        moves = self._to_move
-        return np.array([bool(moves[self._part(r)](n)) for r, n in enumerate(self._rows)])
+    def to_move(self, live: BoolArray) -> BoolArray:
+        """(B,) bool, whether each row is to move; False where it is not live. Needs ``to_move``."""
+        moves = np.zeros(len(live), dtype=bool)
+        for row in np.flatnonzero(live).tolist():
+            part, number = self._part(row)
+            moves[row] = bool(self._to_move[part](number))
+        return moves
 
     def is_legal(self, row: int, action: tuple[int, ...]) -> bool:
         """Whether the engine would take an action of a row. Needs ``is_legal``."""
-        return bool(self._is_legal[self._part(row)](self._rows[row], action))
+        part, number = self._part(row)
+        return bool(self._is_legal[part](number, action))
 
     def refuses(self, actions: IntArray, row: int) -> bool:
         """Whether a fork raises at, or counts, illegal actions. Needs ``fork``.
@@ -386,7 +421,7 @@ class Engine:
             actions: (B, 1 + slots), of all rows.
             row: the row whose environment is forked.
         """
-        part = self._part(row)
+        part = self._part(row)[0]
         adapter = adapt(self._fork[part]())
         start = self._starts[part]
         before = _illegal_count(adapter.env)
@@ -491,9 +526,17 @@ class Reader(ABC):
         return heads
 
 
+REMEMBERED = 3
+"""Lists of each row that are kept, to know what is not cleared from what is new: an engine may
+write into two or three buffers in turn."""
+
+
 class _PaddedReader(Reader):
     def __init__(self) -> None:
-        self._before: list[npt.NDArray[Any]] = []
+        self._earlier: list[list[npt.NDArray[Any]]] = []
+        """What stood in the columns, newest first; of each row when it was last shown."""
+        self._known = np.zeros(0, dtype=bool)
+        """(B,) bool: rows that were shown before."""
 
     def _from_padded(
         self,
@@ -514,26 +557,52 @@ class _PaddedReader(Reader):
         following = np.stack([_whole(c[last]) for c in columns], axis=1)
         following[(counts == room) | ~live] = 0
 
-        behind = columns[0] != 0
+        behind: npt.NDArray[Any] = columns[0] != 0
         for column in columns[1:]:
             behind |= column != 0
         behind &= ~counted & live[:, None]
-        if behind.any() and self._before:
-            same = [c == b for c, b in zip(columns, self._before, strict=True)]
-            behind &= ~np.logical_and.reduce(same)
-        self._before = columns
+        behind = self._new(behind, columns)
+        self._remember(columns, live)
         return Lists(
             actions,
             rows,
             places,
             counts,
             said,
-            behind.any(axis=1),
+            np.asarray(behind.any(axis=1)),
             behind.argmax(axis=1),
             following,
             room,
             most_count,
         )
+
+    def _new(self, behind: npt.NDArray[Any], columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """(B, K) bool: what of it was not there in an earlier state; nothing of a row's first."""
+        if not self._earlier:
+            return np.zeros_like(behind)
+        behind &= self._known[:, None]
+        for earlier in self._earlier:
+            if not behind.any():
+                break
+            same = [c == e for c, e in zip(columns, earlier, strict=True)]
+            behind &= ~np.logical_and.reduce(same)
+        return behind
+
+    def _remember(self, columns: list[npt.NDArray[Any]], live: BoolArray) -> None:
+        shown = live
+        if not live.all():  # others show the end of their episode, or zeros for an absent agent
+            shown = live | np.logical_or.reduce([(column != 0).any(axis=1) for column in columns])
+        if not self._earlier:
+            self._known = np.zeros(len(live), dtype=bool)
+            self._earlier = [[np.zeros_like(c) for c in columns] for _ in range(REMEMBERED)]
+        if shown.all():
+            self._earlier = [columns, *self._earlier[:-1]]
+        else:
+            kept = [columns, *self._earlier]
+            for newer, older in reversed(list(pairwise(kept))):
+                for into, values in zip(older, newer, strict=True):
+                    into[shown] = values[shown]
+        self._known |= shown
 
 
 class LayoutReader(_PaddedReader):
@@ -544,18 +613,20 @@ class LayoutReader(_PaddedReader):
         self.layout = layout
         kind = layout.count.dtype
         self._most_count = int(np.iinfo(kind).max) if kind.kind in "iu" else None
+        self._blank: npt.NDArray[Any] | None = None
+        """Stands for the observation of an absent agent."""
 
     def _records(self, shown: Shown) -> npt.NDArray[Any]:
         observations = shown.observations
         if isinstance(observations, list):
-            flat = next((o for o in observations if o is not None), None)
+            flat = next((o for o in observations if o is not None), self._blank)
             if not isinstance(flat, np.ndarray):
                 raise TypeError(
                     f"the layout reads flat arrays, an observation here is a {type(flat).__name__};"
                     " pass layout=(count, actions), the keys of a Dict observation, or "
                     "legal_actions"
                 )
-            blank = np.zeros_like(flat)
+            blank = self._blank = np.zeros_like(flat)
             observations = np.stack([blank if o is None else o for o in observations])
         data = self.layout._bytes(_as_tensor(observations.reshape(len(observations), -1)))
         records: npt.NDArray[Any] = data.numpy().view(self.layout.dtype)[:, 0]
@@ -579,6 +650,8 @@ class NamesReader(_PaddedReader):
     def __init__(self, count: str, actions: str) -> None:
         super().__init__()
         self._count, self._actions = count, actions
+        self._blanks: dict[str, npt.NDArray[Any]] = {}
+        """By key, what stands for the value of an absent agent."""
 
     def read(self, shown: Shown) -> Lists:
         """As `Reader.read`."""
@@ -593,11 +666,27 @@ class NamesReader(_PaddedReader):
         return self._from_padded(said, columns, shown.live, None)
 
     def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
-        """As `Reader.field`."""
-        shape = next(np.shape(o[name]) for o in shown.observations if o is not None)
-        return np.stack(
-            [np.zeros(shape) if o is None else np.asarray(o[name]) for o in shown.observations]
-        )
+        """As `Reader.field`.
+
+        Raises:
+            TypeError: observations without keys.
+            KeyError: no such key.
+        """
+        values = [None if o is None else self._value(o, name) for o in shown.observations]
+        present = next((value for value in values if value is not None), self._blanks.get(name))
+        self._blanks[name] = np.zeros_like(present)
+        return np.stack([self._blanks[name] if v is None else np.asarray(v) for v in values])
+
+    def _value(self, observation: Any, name: str) -> Any:
+        if not isinstance(observation, Mapping):
+            raise TypeError(
+                f"layout names the key {name!r}, and an observation here is a "
+                f"{type(observation).__name__}, without keys; pass a LegalLayout, or legal_actions"
+            )
+        if name not in observation:
+            keys = ", ".join(map(repr, observation))
+            raise KeyError(f"the observation has no key {name!r}; it has {keys}")
+        return observation[name]
 
 
 class CallableReader(Reader):
@@ -648,7 +737,7 @@ class CallableReader(Reader):
 def reader_for(
     env: Any,
     spec: ActionSpec,
-    layout: LegalLayout | tuple[str, str] | None,
+    layout: LegalLayout | Sequence[str] | None,
     legal_actions: LegalCallable | None,
 ) -> Reader:
     """The reader for what was given or, of an environment, found.
@@ -656,24 +745,33 @@ def reader_for(
     Args:
         env: the environment, asked for ``legal_layout`` if nothing is given.
         spec: of its tuples.
-        layout: a layout of flat observations, or the keys of count and list in a Dict observation
-            (also one that PufferLib has emulated).
+        layout: a layout of flat observations, or the two keys of count and list in a Dict
+            observation (also one that PufferLib has emulated).
         legal_actions: gives each agent's tuples; takes the layout's place.
 
     Raises:
+        KeyError: keys that the emulated observation does not have.
         TypeError: nothing that lists could be read with.
-        ValueError: a layout whose tuples have another number of values than the spec's.
+        ValueError: a layout whose tuples have another number of values than the spec's; keys that
+            are not two.
     """
     if legal_actions is not None:
         return CallableReader(legal_actions, spec.slots)
     if layout is None:
         layer = _layer_with(env, "legal_layout")
         layout = None if layer is None else layer.legal_layout
-    if isinstance(layout, tuple):
+    if isinstance(layout, Sequence):
+        keys = [layout] if isinstance(layout, str) else list(layout)
+        if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+            raise ValueError(
+                f"layout is {layout!r}; it must be a LegalLayout, or the two keys (count, actions) "
+                "of a Dict observation"
+            )
+        count, actions = keys
         emulated = any(isinstance(getattr(e, "emulated", None), dict) for e in env_layers(env))
         if not emulated:
-            return NamesReader(*layout)
-        layout = LegalLayout.from_env(env, *layout)
+            return NamesReader(count, actions)
+        layout = LegalLayout.from_env(env, count, actions)
     if layout is None:
         raise TypeError(
             f"{type(env).__name__} has no legal_layout; pass layout=, or legal_actions=, a "
@@ -689,6 +787,35 @@ def reader_for(
 def _layer_with(env: Any, name: str) -> Any:
     """The outermost layer that has an attribute of that name which is not None, or None."""
     return next((e for e in env_layers(env) if getattr(e, name, None) is not None), None)
+
+
+def _asking(layer: Any, name: str, arguments: tuple[str, ...], agents: int) -> Callable[..., Any]:
+    """The layer's method, as a function of the row's number among its agents and of the rest."""
+    method = getattr(layer, name)
+    if _takes(method, len(arguments)):
+        if not arguments:
+            return method  # type: ignore[no-any-return]
+        rows = getattr(layer, "possible_agents", None) or range(agents)
+        return lambda row, *rest: method(rows[row], *rest)
+    if arguments and agents == 1 and _takes(method, len(arguments) - 1):
+        return lambda row, *rest: method(*rest)
+    wanted = f"{name}({', '.join(arguments)})"
+    if arguments and agents == 1:
+        wanted += f", or {name}({', '.join(arguments[1:])}) since there is one agent"
+    raise TypeError(
+        f"{type(layer).__name__}.{name} takes {inspect.signature(method)}; it is called as {wanted}"
+    )
+
+
+def _takes(method: Callable[..., Any], count: int) -> bool:
+    """Whether so many arguments fit; taken for granted where the signature cannot be seen."""
+    try:
+        inspect.signature(method).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # of a compiled engine
+        return True
+    return True
 
 
 def _illegal_count(env: Any) -> int:

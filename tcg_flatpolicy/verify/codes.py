@@ -81,7 +81,8 @@ CODES: dict[str, Code] = {
         "the player to move has an empty list",
         "the mask is cleared for the next state before the observation is copied",
         "every step plays the no-op: episodes of the greatest length, entropy 0",
-        "fill the list before the observation is handed out; list the pass or end of turn",
+        "fill the list before the observation is handed out; list the pass or end of turn; where "
+        "nobody is to move, say so with to_move(row) on the environment",
     ),
     "E10": Code(
         "a player who is not to move has a list",
@@ -109,10 +110,11 @@ CODES: dict[str, Code] = {
     ),
     "E14": Code(
         "an action sent as floats is another action",
-        "the trainer stores actions as float32, and the engine truncates 2.9999998 to 2, or "
-        "scales them",
+        "the trainer stores actions as float32; the engine scales 0..23 to -1..1 and back, so that "
+        "1 becomes 0.9999998, and truncates that to 0",
         "now and then another action is played than the one drawn; its credit goes astray",
-        "round to the nearest whole number before use, or take integers",
+        "round to the nearest whole number before use, or take integers (the audit sends whole "
+        "numbers, which float32 holds exactly: an engine that only truncates those is right)",
     ),
     # A policy's actions and numbers.
     "P01": Code(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +30,7 @@ from tcg_flatpolicy.verify.adapters import (
     Reader,
     Shown,
     WorkerDied,
+    _illegal_count,
     adapt,
     reader_for,
 )
@@ -32,10 +40,18 @@ REPLAYED_STEPS = 500
 """Most steps that are played again to compare lists."""
 ASKED_ROWS, ASKED_TUPLES = 16, 32
 """How many rows of a state the engine is asked about; listed tuples, and others, of each row."""
-FORKED_EVERY, FORKED_TUPLES = 4, 3
-"""Where there is only fork(): in each how many steps it is used, and for how many tuples."""
+FORKED_EVERY, FORKED_TUPLES, FORKED_DRAWS = 4, 6, 8
+"""Where there is only fork(): in each how many steps it is used, for how many listed tuples and
+others, and how often the actions of the other rows are drawn, until a fork takes them."""
 EMPTY_STEPS = 3
-"""More steps in a row than this in which nobody has a list are a finding."""
+"""More steps in a row than this in which nobody has a list are a finding, or a wait."""
+EMPTY_ASKED = 50
+"""Of how many empty lists the engine is asked what is legal there."""
+PROBE_SECONDS = 10.0
+"""How long a copy of this process may take over one step."""
+
+WOULD_NOT_SHOW = "a refusal might not show"
+SAY_WHO_WAITS = "if nobody is to move then, say so with to_move(row) on the environment"
 
 SPEC_CHECK = "tuples within the spec"
 REPEATS = "no tuple twice"
@@ -65,7 +81,7 @@ def audit_env(
     seed: int = 0,
     *,
     spec: ActionSpec | None = None,
-    layout: LegalLayout | tuple[str, str] | None = None,
+    layout: LegalLayout | Sequence[str] | None = None,
     legal_actions: LegalCallable | None = None,
     head_masks: HeadMasks | None = None,
     make: Callable[[], Any] | None = None,
@@ -78,6 +94,10 @@ def audit_env(
     then reset and the audit goes on. Where one fault explains another (an action is missing because
     the list is that of another state), only the first is reported.
 
+    At the very end one step is sent with actions that are not listed, to see whether a refusal
+    would have shown: where the system has fork(), in a copy of this process first, since an engine
+    may end it. Workers of a Multiprocessing environment get such a step only if ``make`` is given.
+
     Args:
         env: a native PufferEnv, one under PufferLib's emulation, a Serial or Multiprocessing vector
             environment, a gymnasium.Env, or a PettingZoo ParallelEnv or AECEnv. It is reset, played
@@ -88,7 +108,8 @@ def audit_env(
         spec: what tuples mean; the layout's, or the environment's ``action_spec``, if left out.
         layout: where the list is; the environment's ``legal_layout`` if left out. For Dict
             observations, the keys of the count and of the padded (K, 1 + slots) list. Room behind
-            the count must hold zeros, or what it held in the state before.
+            the count must hold zeros, or what it held in one of the last three states that the row
+            showed.
         legal_actions: instead of a layout, ``legal_actions(observation, info)`` gives one agent's
             tuples; the info of a vector environment is empty.
         head_masks: to compare with the list's projection, as `LegalActions.head_masks` makes it:
@@ -104,7 +125,9 @@ def audit_env(
         the whole audit and of random play without checks.
 
     Raises:
-        TypeError: no environment of these kinds, or nothing to read lists with.
+        KeyError: a layout's key that the observation does not have; those that it has are named.
+        TypeError: no environment of these kinds, nothing to read lists with, or an optional method
+            (`tcg_flatpolicy.verify.adapters`) that takes other arguments.
         ValueError: steps below 1, no spec, or a layout that does not fit it.
     """
     if steps < 1:
@@ -131,6 +154,7 @@ def audit_env(
     audit.replay(make)
     audit.conclude()
     audit.figures(time.perf_counter() - started)
+    audit.probe(make)
     return audit.report
 
 
@@ -149,6 +173,33 @@ class _Refusal:
     """Whether nothing had been played yet."""
     others_legal: bool = False
     """Whether tuples that are not listed are legal in the same state."""
+    sent: list[int] = field(default_factory=list)
+    """Where the environment does not say which: the primaries of all listed tuples sent."""
+    illegal: int = 1
+    """How many of them were refused."""
+
+
+@dataclass
+class _Empty:
+    """A list that is empty where there should be one."""
+
+    check: str
+    message: str
+    state: int
+    ended: bool = False
+    """Whether the row's episode has just ended, so that this may be its last state."""
+    legal: set[int] = field(default_factory=set)
+    """Primaries of tuples that the engine says are legal there."""
+
+
+@dataclass
+class _Doubled:
+    """A tuple of zeros at the end of a list that has one already."""
+
+    message: str
+    state: int
+    adjacent: bool
+    """Whether nothing stands between the two."""
 
 
 @dataclass
@@ -167,6 +218,8 @@ class _Missing:
     message: str
     state: int
     tuples: list[tuple[int, ...]]
+    unchanged: bool
+    """Whether the row's list is the one that it showed last."""
 
 
 class _Audit:
@@ -190,7 +243,11 @@ class _Audit:
 
         self.state = 0
         self.states = self.tuples = self.most = self.empty = self.steps = 0
-        self.empty_steps = 0
+        self.turns: BoolArray | None = None
+        """Who is to move in the state looked at."""
+        self.waited = self.longest_wait = 0
+        """Steps in a row in which nobody has had a list: up to now, and at most until one came."""
+        self.waits_since = 0
         self.reset_number = 0
         self.died = False
 
@@ -204,8 +261,17 @@ class _Audit:
         """Digest of the list that each row showed last, of those that were not empty."""
         self.refusals: list[_Refusal] = []
         self.missing: list[_Missing] = []
-        self.fork_took: list[_Missing] = []
-        self.fork_refused = False
+        self.forks_asked = self.forks_tell = False
+        """Whether forks were tried, and whether any has refused an action."""
+        self.empties: list[_Empty] = []
+        self.ended = np.zeros(rows, dtype=bool)
+        """Rows whose episode ended in the step before."""
+        self.shows_next = False
+        """Whether a step that ends an episode shows the next one's first state."""
+        self.doubled: list[_Doubled] = []
+        self.other_ends = False
+        """Whether lists end in something other than zeros."""
+        self.count_too_small = self.count_too_large = False
         self.mender = _SlotMender(spec)
         self.outside: dict[int, _Outside] = {}
         """By primary."""
@@ -246,7 +312,7 @@ class _Audit:
             lists, refused = self._look(shown)
             if self.states >= steps:
                 break
-            actions, listed = self._draw(lists, shown)
+            actions, listed = self._draw(lists, shown.live, self.turns)
             before = self.engine.illegal_actions()
             if self.recording:
                 self.sent.append(actions)
@@ -261,6 +327,8 @@ class _Audit:
                     self.sent.pop()
                     self.recording = False
                 self.reset_number += 1
+                # It forgets what lists held: the step may have written into them.
+                self.reader = self.new_reader(self.adapter.env)
                 shown = self.adapter.reset(self.seed + self.reset_number)
             else:
                 count = self.engine.illegal_actions() - before
@@ -274,15 +342,16 @@ class _Audit:
             if self.recording and len(self.sent) >= REPLAYED_STEPS:
                 self.recording = False
 
-    def _draw(self, lists: Lists, shown: Shown) -> tuple[IntArray, BoolArray]:
+    def _draw(
+        self, lists: Lists, live: BoolArray, turns: BoolArray | None
+    ) -> tuple[IntArray, BoolArray]:
         """Uniformly random actions (B, 1 + slots), and whether each is a listed one."""
         fits = self._fits(lists.actions)
-        turns = self._turns()
         if turns is not None:
             fits &= turns[lists.rows]
         counts = np.bincount(lists.rows[fits], minlength=len(lists.counts))
         starts = np.cumsum(counts) - counts
-        listed = (counts > 0) & shown.live
+        listed = (counts > 0) & live
         at = (starts + (self.rng.random(len(counts)) * counts).astype(np.int64))[listed]
         actions = np.tile(self.spec.noop, (len(counts), 1))
         actions[listed] = lists.actions[fits][at]
@@ -296,8 +365,10 @@ class _Audit:
         fits: BoolArray = known & ((actions >= 0) & (actions < allowed)).all(axis=1)
         return fits
 
-    def _turns(self) -> BoolArray | None:
-        return self.engine.to_move() if self.engine.knows_who_moves else self.adapter.selected()
+    def _to_move(self, live: BoolArray) -> BoolArray | None:
+        if self.engine.knows_who_moves:
+            return self.engine.to_move(live)
+        return self.adapter.selected()
 
     def _raised(
         self,
@@ -308,22 +379,23 @@ class _Audit:
         refused: dict[int, set[tuple[int, ...]]],
         fresh: bool,
     ) -> None:
-        words = f"{type(error).__name__}: {error}"
+        words = _in_words(error)
         rows = np.flatnonzero(listed)
         self.report.looked(TAKEN, len(rows))
         if self._refused_as_said(f"step raises {words}", rows, actions, lists, refused, fresh):
             return
         if not len(rows):
-            if (lists.counts > 0).any() and not self.report.ok:
+            if (lists.counts > 0).any() and (self.outside or not self.report.ok):
                 return  # nothing that is listed is within the spec
             if self.died or isinstance(error, WorkerDied):
                 raise error
-            self.report.found(
-                "E09",
-                SOMEONE,
-                f"state {self.state}: no row has a list, and the environment refuses the no-op "
-                f"{tuple(self.spec.noop.tolist())}: {words}",
-                self.state,
+            self.empties.append(
+                _Empty(
+                    SOMEONE,
+                    f"state {self.state}: no row has a list, and the environment refuses the no-op "
+                    f"{tuple(self.spec.noop.tolist())}: {words}",
+                    self.state,
+                )
             )
             return
         if len(rows) == 1:
@@ -334,7 +406,8 @@ class _Audit:
                 f"state {self.state}: step raises at listed actions of {len(rows)} rows "
                 "(is_legal(row, action) on the environment would tell which)"
             )
-        self._refused_in_step(f"{said} {words}", rows, actions, lists, fresh)
+        said += f" {words}; the fault may as well be in step itself as in the list"
+        self._refused_in_step(said, rows, actions, lists, fresh)
 
     def _took(
         self,
@@ -357,13 +430,7 @@ class _Audit:
             refused,
             fresh,
         )
-        turns = self._turns()
-        if "E09" in self.report.findings or turns is None:
-            # The no-op of a row that should have had a list may count as well.
-            idle = int((lists.counts == 0).sum()) if "E09" in self.report.findings else 0
-            illegal -= idle
-        else:
-            illegal -= self._idle_movers
+        illegal -= self._noops_that_count(lists, listed)
         if illegal <= 0:
             return
         if len(rows) == 1:
@@ -371,8 +438,22 @@ class _Audit:
         else:
             said = f"state {self.state}: of the listed actions of {len(rows)} rows"
         self._refused_in_step(
-            f"{said} the environment counts {illegal} as illegal", rows, actions, lists, fresh
+            f"{said} the environment counts {illegal} as illegal",
+            rows,
+            actions,
+            lists,
+            fresh,
+            illegal,
         )
+
+    def _noops_that_count(self, lists: Lists, listed: BoolArray) -> int:
+        """How many no-ops were sent for rows that should have had something else to play."""
+        unplayable = (lists.counts > 0) & ~listed
+        if self.turns is not None:
+            unplayable &= self.turns
+        if self.turns is None and self.empties:
+            return int((unplayable | (lists.counts == 0)).sum())
+        return int(unplayable.sum()) + self._idle_movers
 
     def _refused_as_said(
         self,
@@ -403,10 +484,14 @@ class _Audit:
         actions: IntArray,
         lists: Lists,
         fresh: bool,
+        illegal: int = 1,
     ) -> None:
         unchanged = bool((lists.digests[rows] == self.last_list[rows]).all())
         tuples = [tuple(actions[rows[0]].tolist())] if len(rows) == 1 else []
-        self.refusals.append(_Refusal(TAKEN, message, self.state, tuples, unchanged, fresh))
+        sent = actions[rows, 0].tolist()
+        self.refusals.append(
+            _Refusal(TAKEN, message, self.state, tuples, unchanged, fresh, False, sent, illegal)
+        )
 
     # Looking at one state.
 
@@ -428,8 +513,8 @@ class _Audit:
         self._check_count(lists, shown.live, wrong)
         self._check_repeats(lists, fits, wrong)
         full = self._check_room(lists, shown.live, wrong)
-        turns = self._turns()
-        self._check_turns(lists, shown.live, turns, wrong)
+        turns = self.turns = self._to_move(shown.live)
+        self._check_turns(lists, shown, wrong)
         if self.masks is not None:
             self._check_masks(shown, lists, wrong, full)
         asked = shown.live & ~wrong & (lists.counts > 0)
@@ -482,32 +567,30 @@ class _Audit:
                 f"{int(lists.first_behind[row])} of the list (from 0) is not zeros either",
                 self.state,
             )
+            self.count_too_small = True
         wrong |= outside | behind
 
     def _check_repeats(self, lists: Lists, fits: BoolArray, wrong: BoolArray) -> None:
         self.report.looked(REPEATS, len(lists.actions))
+        some = lists.counts > 0
+        ends = lists.actions[(lists.starts + lists.counts - 1)[some]]
+        self.other_ends |= bool(ends.any(axis=1).any())
         places = np.flatnonzero(fits)
         again = places[_repeats(lists.rows[fits], lists.actions[fits], self.spec.nvec)]
         for n in again.tolist():
             row, action, place = int(lists.rows[n]), lists.actions[n], int(lists.places[n])
             wrong[row] = True
-            if lists.room is not None and not action.any() and place == lists.counts[row] - 1:
-                self.report.found(
-                    "E04",
-                    COUNT,
-                    f"{self._where(row)}: the last of the {int(lists.counts[row])} counted tuples "
-                    f"is {tuple(action.tolist())}, which is listed before: padding is counted",
-                    self.state,
-                )
+            listed = lists.of(row)
+            first = listed.index(tuple(action.tolist()))
+            message = (
+                f"{self._where(row)}: {self._words(action)} is listed in place {first} and again "
+                f"in place {place}"
+            )
+            if lists.room is not None and not np.any(listed[place:]):
+                adjacent = not np.any(listed[first:])
+                self.doubled.append(_Doubled(message, self.state, adjacent))
             else:
-                first = lists.of(row).index(tuple(action.tolist()))
-                self.report.found(
-                    "E03",
-                    REPEATS,
-                    f"{self._where(row)}: {self._words(action)} is listed in place {first} and "
-                    f"again in place {place}",
-                    self.state,
-                )
+                self.report.found("E03", REPEATS, message, self.state)
 
     def _check_room(self, lists: Lists, live: BoolArray, wrong: BoolArray) -> BoolArray:
         """(B,) bool: rows whose list is as long as it can be."""
@@ -537,36 +620,36 @@ class _Audit:
             )
         return full
 
-    def _check_turns(
-        self, lists: Lists, live: BoolArray, turns: BoolArray | None, wrong: BoolArray
-    ) -> None:
+    def _check_turns(self, lists: Lists, shown: Shown, wrong: BoolArray) -> None:
+        live, turns = shown.live, self.turns
+        ended = np.zeros_like(live) if shown.ended is None else shown.ended
+        # One that ends twice in a row has begun in between.
+        self.shows_next |= bool((ended & (self.ended | (lists.counts > 0))).any())
+        self.ended = ended
         empty = live & (lists.counts == 0) & ~wrong
-        self.report.looked(SOMEONE)
-        self.empty_steps = self.empty_steps + 1 if live.any() and empty[live].all() else 0
         self._idle_movers = 0
         must = turns
         if must is None and self.adapter.single_agent:
             must = np.ones(len(live), dtype=bool)
+        self.report.looked(SOMEONE)
         if must is None:
-            if self.empty_steps > EMPTY_STEPS:
-                self.report.found(
-                    "E09",
-                    SOMEONE,
-                    f"state {self.state}: for {self.empty_steps} steps no row has had a list",
-                    self.state,
-                )
+            self._wait(empty, live)
             return
         self.report.looked(MOVER, int((live & must).sum()))
         movers = np.flatnonzero(empty & must)
         self._idle_movers = len(movers)
         for row in movers.tolist():
-            self.report.found(
-                "E09",
-                MOVER,
+            message = (
                 f"{self._where(row)} is to move, and its list is empty (count "
-                f"{int(lists.said[row])})",
-                self.state,
+                f"{int(lists.said[row])})"
             )
+            if turns is None:
+                message += f"; {SAY_WHO_WAITS}"
+            known = _Empty(MOVER, message, self.state, bool(ended[row]))
+            if self.engine.knows_legality and len(self.empties) < EMPTY_ASKED:
+                candidates = self._candidates([])
+                known.legal = {a[0] for a in candidates if self.engine.is_legal(row, a)}
+            self.empties.append(known)
         if turns is None:
             return
         waiting = live & ~turns
@@ -579,6 +662,18 @@ class _Audit:
                 f"listed for it, first {self._words(lists.of(row)[0])}",
                 self.state,
             )
+
+    def _wait(self, empty: BoolArray, live: BoolArray) -> None:
+        """Counts the steps in a row in which no row has a list."""
+        if not live.any():
+            return
+        if empty[live].all():
+            if not self.waited:
+                self.waits_since = self.state
+            self.waited += 1
+        else:
+            self.longest_wait = max(self.longest_wait, self.waited)
+            self.waited = 0
 
     def _check_masks(self, shown: Shown, lists: Lists, wrong: BoolArray, full: BoolArray) -> None:
         assert self.masks is not None
@@ -637,6 +732,7 @@ class _Audit:
             elif lists.following[row].any() and (more == lists.following[row, slot]).all():
                 code, check = "E04", COUNT
                 words += "; the tuple that follows the counted ones has it"
+                self.count_too_small = True
         self.report.found(code, check, f"{self._where(row)}: {words}", self.state)
 
     # What the engine says.
@@ -644,82 +740,125 @@ class _Audit:
     def _ask(
         self, lists: Lists, asked: BoolArray, full: BoolArray, fresh: bool
     ) -> dict[int, set[tuple[int, ...]]]:
-        """Asks about listed and other tuples of some rows; the refused listed ones, by row."""
+        """Asks is_legal about tuples of some rows; the listed ones that it refuses, by row."""
         refused: dict[int, set[tuple[int, ...]]] = {}
-        digests = lists.digests
         for row in self._some(asked, ASKED_ROWS):
-            listed = lists.of(row)
-            looked_at = listed
-            if len(listed) > ASKED_TUPLES:
-                chosen = self.rng.choice(len(listed), ASKED_TUPLES, replace=False)
-                looked_at = [listed[i] for i in chosen.tolist()]
-            self.report.looked(LISTED_LEGAL, len(looked_at))
-            said_no = [a for a in looked_at if not self.engine.is_legal(row, a)]
-            candidates = self._candidates(listed)
-            self.report.looked(UNLISTED, len(candidates))
-            others = [a for a in candidates if self.engine.is_legal(row, a)]
+            takes = partial(self.engine.is_legal, row)
+            answer = "the engine says that it is not legal"
+            said_no = self._ask_about(row, lists, full, fresh, takes, answer, ASKED_TUPLES)
             if said_no:
                 refused[row] = set(said_no)
-                if lists.room is not None and said_no == [listed[-1]] and not any(said_no[0]):
-                    self.report.found(
-                        "E04",
-                        COUNT,
-                        f"{self._where(row)}: the last of the {len(listed)} counted tuples is "
-                        f"{said_no[0]}, which is not legal: padding is counted",
-                        self.state,
-                    )
-                    continue
-                self._try_swaps(row, listed, said_no)
-                self.refusals.append(
-                    _Refusal(
-                        LISTED_LEGAL,
-                        f"{self._where(row)}: {self._words(said_no[0])} is listed, and the engine "
-                        f"says that it is not legal, as {len(said_no)} of {len(looked_at)}",
-                        self.state,
-                        said_no,
-                        bool(digests[row] == self.last_list[row]),
-                        fresh,
-                        bool(others),
-                    )
-                )
-            following = tuple(lists.following[row].tolist())
-            if following in others and any(following):
+        return refused
+
+    def _fork(self, lists: Lists, asked: BoolArray, full: BoolArray, shown: Shown) -> None:
+        """As `_ask`, by playing tuples of one row in copies of the environment."""
+        for row in self._some(asked, 1):
+            for _ in range(FORKED_DRAWS):
+                actions = self._draw(lists, shown.live, self.turns)[0]
+                if not self.engine.refuses(actions, row):
+                    break
+            else:
+                return  # the steps will say so
+
+            def takes(action: tuple[int, ...], row: int = row, base: IntArray = actions) -> bool:
+                return not self.engine.refuses(_with(base, row, action), row)
+
+            self.forks_asked = True
+            if not self.forks_tell:
+                listed = lists.of(row)
+                tried = self._some_of(self._candidates(listed)) + self._some_of(listed)
+                self.forks_tell = not all(map(takes, tried))
+            if self.forks_tell:
+                answer = "a fork of the environment refuses it"
+                self._ask_about(row, lists, full, shown.fresh, takes, answer, FORKED_TUPLES)
+
+    def _ask_about(
+        self,
+        row: int,
+        lists: Lists,
+        full: BoolArray,
+        fresh: bool,
+        takes: Callable[[tuple[int, ...]], bool],
+        answer: str,
+        most: int,
+    ) -> list[tuple[int, ...]]:
+        """Asks about at most so many listed tuples of a row, and about others; the refused ones."""
+        listed = lists.of(row)
+        following = tuple(lists.following[row].tolist())
+        known = any(following) and self.spec.explain(following) is None and following not in listed
+        for size in dict.fromkeys([most, ASKED_TUPLES]):  # more of them where something is wrong
+            looked_at = self._some_of(listed, size)
+            candidates = self._some_of(self._candidates(listed), size)
+            if known:
+                candidates = list(dict.fromkeys([following, *candidates]))
+            said_no = [action for action in looked_at if not takes(action)]
+            others = [action for action in candidates if takes(action)]
+            if not said_no and not others:
+                break
+        self.report.looked(LISTED_LEGAL, len(looked_at))
+        self.report.looked(UNLISTED, len(candidates))
+        if said_no:
+            if lists.room is not None and said_no == [listed[-1]] and not any(said_no[0]):
                 self.report.found(
                     "E04",
                     COUNT,
-                    f"{self._where(row)}: the count is {len(listed)}, and what follows, "
-                    f"{self._words(following)}, is legal: the count is too small",
+                    f"{self._where(row)}: the last of the {len(listed)} counted tuples is "
+                    f"{said_no[0]}, which is not legal: padding is counted",
                     self.state,
                 )
-            elif others:
-                self._missed(row, others, len(listed), bool(full[row]))
-        return refused
+                self.count_too_large = True
+                return said_no
+            self._try_swaps(listed, said_no, takes, most)
+            self.refusals.append(
+                _Refusal(
+                    LISTED_LEGAL,
+                    f"{self._where(row)}: {self._words(said_no[0])} is listed, and {answer}, as "
+                    f"{len(said_no)} of {len(looked_at)}",
+                    self.state,
+                    said_no,
+                    bool(lists.digests[row] == self.last_list[row]),
+                    fresh,
+                    bool(others),
+                )
+            )
+        if any(following) and following in others:
+            self.report.found(
+                "E04",
+                COUNT,
+                f"{self._where(row)}: the count is {len(listed)}, and what follows, "
+                f"{self._words(following)}, is legal: the count is too small",
+                self.state,
+            )
+            self.count_too_small = True
+        elif others:
+            self._missed(row, others, lists, bool(full[row]))
+        return said_no
 
-    def _missed(self, row: int, others: list[tuple[int, ...]], listed: int, full: bool) -> None:
+    def _missed(self, row: int, others: list[tuple[int, ...]], lists: Lists, full: bool) -> None:
         words = (
             f"{self._where(row)}: {self._words(others[0])} is legal, and is not among the "
-            f"{listed} listed tuples"
+            f"{int(lists.counts[row])} listed tuples"
         )
         if full:
             self.report.found("E05", ROOM, f"{words}, which fill the list", self.state)
         else:
-            self.missing.append(_Missing(words, self.state, others))
+            unchanged = bool(lists.digests[row] == self.last_list[row])
+            self.missing.append(_Missing(words, self.state, others, unchanged))
 
     def _candidates(self, listed: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Tuples of the spec that are not listed: random ones, and ones next to listed ones."""
         limits, ids = self.spec.limits, np.array(list(self.spec.primaries))
         half = ASKED_TUPLES // 2
-        random = self.rng.random((2 * half, limits.shape[1]))
-        drawn = limits[ids[self.rng.integers(0, len(ids), 2 * half)]]
-        near = np.array(listed)[self.rng.integers(0, len(listed), half)]
-        values = (random * drawn).astype(np.int64)
-        values[:half, 0] = drawn[:half, 0] - 1
-        # Next to a listed one: the same but for one slot.
-        change = (random[half:] * limits[near[:, 0]]).astype(np.int64)
-        values[half:] = near
-        if self.spec.slots:
-            at = np.arange(half), self.rng.integers(1, limits.shape[1], half)
-            values[half:][at] = change[at]
+        drawn = limits[ids[self.rng.integers(0, len(ids), half)]]
+        values = (self.rng.random(drawn.shape) * drawn).astype(np.int64)
+        values[:, 0] = drawn[:, 0] - 1
+        if listed:  # next to a listed one: the same but for one slot
+            near = np.array(listed)[self.rng.integers(0, len(listed), half)]
+            if self.spec.slots:
+                at = np.arange(half), self.rng.integers(1, near.shape[1], half)
+                change = self.rng.random(near.shape) * limits[near[:, 0]]
+                near[at] = change.astype(np.int64)[at]
+            values = np.concatenate([values, near])
         noop = tuple(self.spec.noop.tolist())
         found = dict.fromkeys(map(tuple, values.tolist()))
         if self.spec.explain(noop) is None:
@@ -728,57 +867,23 @@ class _Audit:
         return [action for action in found if action not in known]
 
     def _try_swaps(
-        self, row: int, listed: list[tuple[int, ...]], refused: list[tuple[int, ...]]
+        self,
+        listed: list[tuple[int, ...]],
+        refused: list[tuple[int, ...]],
+        takes: Callable[[tuple[int, ...]], bool],
+        most: int,
     ) -> None:
         """Keeps the orders of slots in which all listed tuples of a refused primary are legal."""
         for primary in {action[0] for action in refused}:
             used = len(self.spec.primaries[primary].slots)
             orders = self.swaps.setdefault(primary, set(_orders(used)))
-            self.swap_evidence.setdefault(primary, set()).update(
-                a for a in refused if a[0] == primary
-            )
-            mine = [a for a in listed if a[0] == primary][:ASKED_TUPLES]
+            evidence = self.swap_evidence.setdefault(primary, set())
+            evidence.update(action for action in refused if action[0] == primary)
+            mine = [action for action in listed if action[0] == primary][:most]
             for order in list(orders):
-                turned = [_reordered(a, order) for a in mine]
-                if any(
-                    self.spec.explain(a) is not None or not self.engine.is_legal(row, a)
-                    for a in turned
-                ):
+                turned = [_reordered(action, order) for action in mine]
+                if any(self.spec.explain(a) is not None or not takes(a) for a in turned):
                     orders.discard(order)
-
-    def _fork(self, lists: Lists, asked: BoolArray, full: BoolArray, shown: Shown) -> None:
-        """Plays listed and other tuples of one row in copies of the environment."""
-        actions, _ = self._draw(lists, shown)
-        for row in self._some(asked, 1):
-            listed = lists.of(row)
-            if self.engine.refuses(actions, row):
-                return  # the step itself will say so
-            for action in self._some_of(listed):
-                self.report.looked(LISTED_LEGAL)
-                if self.engine.refuses(_with(actions, row, action), row):
-                    self.refusals.append(
-                        _Refusal(
-                            LISTED_LEGAL,
-                            f"{self._where(row)}: {self._words(action)} is listed, and a fork of "
-                            "the environment refuses it",
-                            self.state,
-                            [action],
-                            bool(lists.digests[row] == self.last_list[row]),
-                            shown.fresh,
-                        )
-                    )
-            for action in self._some_of(self._candidates(listed)):
-                self.report.looked(UNLISTED)
-                if self.engine.refuses(_with(actions, row, action), row):
-                    self.fork_refused = True
-                    continue
-                words = (
-                    f"{self._where(row)}: a fork of the environment takes {self._words(action)}, "
-                    f"which is not among the {len(listed)} listed tuples"
-                )
-                if full[row]:
-                    self.full.append((self.state, words))
-                self.fork_took.append(_Missing(words, self.state, [action]))
 
     def _some(self, which: BoolArray, most: int) -> list[int]:
         rows = np.flatnonzero(which)
@@ -786,14 +891,21 @@ class _Audit:
             rows = self.rng.choice(rows, most, replace=False)
         return [int(row) for row in rows]
 
-    def _some_of(self, actions: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        order = self.rng.permutation(len(actions))[:FORKED_TUPLES]
-        return [actions[i] for i in order.tolist()]
+    def _some_of(
+        self, actions: list[tuple[int, ...]], most: int = FORKED_TUPLES
+    ) -> list[tuple[int, ...]]:
+        if len(actions) <= most:
+            return actions
+        return [actions[i] for i in self.rng.choice(len(actions), most, replace=False).tolist()]
 
     # Playing again.
 
     def replay(self, make: Callable[[], Any] | None) -> None:
-        """Plays the recorded actions again, as they were and as floats."""
+        """Plays the recorded actions again, as they were and as float32.
+
+        The floats are whole numbers, as a trainer stores them: exact, so that an engine may
+        truncate them.
+        """
         if self.died:
             for check in (SEED, FLOATS):
                 self.report.skip(check, "needs an environment whose workers are alive")
@@ -846,7 +958,7 @@ class _Audit:
                         check,
                         f"state {number}: the same seed and actions"
                         f"{' as float32' if dtype == np.float32 else ''} raise now, and did not "
-                        f"before: {type(error).__name__}: {error}",
+                        f"before: {_in_words(error)}",
                         number,
                     )
                     return False
@@ -879,40 +991,52 @@ class _Audit:
     def conclude(self) -> None:
         """Turns what was collected into findings, each fault under one code."""
         self._conclude_outside()
+        self._conclude_doubled()
         self._conclude_forks()
         self._conclude_room()
-        swapped = {
-            primary: min(orders)
-            for primary, orders in self.swaps.items()
-            if orders and len(self.swap_evidence[primary]) >= 3
-        }
-        named = [refusal for refusal in self.refusals if refusal.tuples]
+        self._conclude_refusals()
+        self._conclude_waits()
+        self._conclude_empties()
+
+    def _conclude_refusals(self) -> None:
+        swapped = self._swapped()
+        faulty = {**dict.fromkeys(self.outside, "E01"), **dict.fromkeys(swapped, "E02")}
+        """Primaries of which all tuples are doubtful, and the code that says why."""
+        if swapped:  # where it could not be tried, it is taken for the same fault
+            for number, primary in self.spec.primaries.items():
+                if len(primary.slots) > 1 and number not in self.swaps:
+                    faulty.setdefault(number, "E02")
         rest = []
-        for refusal in named:
-            if {action[0] for action in refusal.tuples} <= swapped.keys():
-                primary = refusal.tuples[0][0]
-                self.report.found(
-                    "E02",
-                    refusal.check,
-                    f"{refusal.message}; with the slots of {self.spec.primaries[primary].name} in "
-                    f"the order {_order_in_words(swapped[primary])} all are",
-                    refusal.state,
-                )
-            else:
+        for refusal in self.refusals:
+            primaries = {action[0] for action in refusal.tuples}
+            blamed = primaries & faulty.keys()
+            explained = bool(primaries) and primaries == blamed
+            if not primaries:
+                blamed = set(refusal.sent) & faulty.keys()
+                explained = sum(primary in faulty for primary in refusal.sent) >= refusal.illegal
+            if not explained:
                 rest.append(refusal)
+                continue
+            number = min(blamed, key=lambda number: (number not in swapped, number))
+            message = refusal.message
+            if number in swapped:
+                message += (
+                    f"; with the slots of {self.spec.primaries[number].name} in the order "
+                    f"{_order_in_words(swapped[number])} all are"
+                )
+            self.report.found(faulty[number], refusal.check, message, refusal.state)
         # What the environment does not name is taken for more of the same, where there is some.
-        unnamed = [refusal for refusal in self.refusals if not refusal.tuples]
-        judged = rest if named else unnamed
+        judged = [refusal for refusal in rest if refusal.tuples] or rest
         stale = (
             bool(judged)
             and not any(refusal.fresh for refusal in judged)
             and (
                 all(refusal.unchanged for refusal in judged)
                 or any(refusal.others_legal for refusal in judged)
+                or (bool(self.missing) and all(missing.unchanged for missing in self.missing))
             )
         )
-        code = "E07" if stale else "E06" if judged else "E02"
-        for refusal in rest + unnamed:
+        for refusal in rest:
             why = ""
             if stale:
                 why = (
@@ -920,12 +1044,76 @@ class _Audit:
                     if refusal.unchanged
                     else "; it seems to be the list of an earlier state"
                 )
+            code = "E07" if stale else "E06"
             self.report.found(code, refusal.check, refusal.message + why, refusal.state)
         if stale:
             return  # what is missing from a list of another state is no fault of its own
         for missing in self.missing:
-            if not {action[0] for action in missing.tuples} <= swapped.keys():
+            if not {action[0] for action in missing.tuples} <= faulty.keys():
                 self.report.found("E08", UNLISTED, missing.message, missing.state)
+
+    def _swapped(self) -> dict[int, tuple[int, ...]]:
+        """By primary, the order of slots in which its listed tuples are legal."""
+        swapped = {}
+        for primary in self.outside:
+            order = self.mender.order(primary)
+            if order is not None and self.swaps.get(primary, {order}):
+                swapped[primary] = order
+        enough = any(self.swaps[p] and len(seen) >= 3 for p, seen in self.swap_evidence.items())
+        if swapped or enough:  # then less is enough of the other primaries
+            for primary, orders in self.swaps.items():
+                if orders:
+                    swapped.setdefault(primary, min(orders))
+        return swapped
+
+    def _conclude_doubled(self) -> None:
+        """Whether a tuple of zeros at the end is listed twice, or is padding."""
+        # Padding that is counted ends every list; a no-op that is appended once more could as well.
+        always = not self.other_ends
+        padding = self.count_too_large or (
+            always and not all(doubled.adjacent for doubled in self.doubled)
+        )
+        for doubled in self.doubled:
+            if padding:
+                words = f"{doubled.message}, the last: padding is counted, or the no-op twice"
+                self.report.found("E04", COUNT, words, doubled.state)
+            else:
+                words = doubled.message
+                if always:
+                    words += "; so are all lists, so the count may be one too large instead"
+                self.report.found("E03", REPEATS, words, doubled.state)
+
+    def _conclude_waits(self) -> None:
+        """Whether lists stopped coming, or nobody was to move for a while."""
+        if self.waited > max(EMPTY_STEPS, 2 * self.longest_wait):
+            self.empties.append(
+                _Empty(
+                    SOMEONE,
+                    f"from state {self.waits_since} on no row has had a list, for {self.waited} "
+                    f"steps; {SAY_WHO_WAITS}",
+                    self.waits_since,
+                )
+            )
+        elif self.longest_wait > EMPTY_STEPS:
+            self.report.skip(
+                SOMEONE,
+                f"no row had a list for up to {self.longest_wait} steps, and then one had again; "
+                "needs to_move(row) on the environment to see whether somebody was to move",
+            )
+
+    def _conclude_empties(self) -> None:
+        """Empty lists, where neither the end of an episode nor another finding explains them."""
+        asked = [empty.legal for empty in self.empties if empty.legal]
+        unlisted = {action[0] for missing in self.missing for action in missing.tuples}
+        missing = bool(asked) and all(legal <= unlisted for legal in asked)
+        for empty in self.empties:
+            if empty.ended and not self.shows_next:
+                continue
+            if missing and "E08" in self.report.findings:
+                code = "E08"
+            else:
+                code = "E04" if self.count_too_small else "E09"
+            self.report.found(code, empty.check, empty.message, empty.state)
 
     def _conclude_outside(self) -> None:
         for primary, outside in self.outside.items():
@@ -940,16 +1128,7 @@ class _Audit:
             self.report.found(code, SPEC_CHECK, message, outside.state, outside.count)
 
     def _conclude_forks(self) -> None:
-        if not self.fork_took:
-            return
-        if self.fork_refused or self.engine.counts_illegal:
-            filled = {words for _, words in self.full}
-            for missing in self.fork_took:
-                if missing.message in filled:
-                    self.report.found("E05", ROOM, missing.message, missing.state)
-                else:
-                    self.missing.append(missing)
-        else:
+        if self.forks_asked and not self.forks_tell:
             for check in (UNLISTED, LISTED_LEGAL):
                 self.report.skip(
                     check,
@@ -961,7 +1140,7 @@ class _Audit:
     def _conclude_room(self) -> None:
         if not self.full or "E05" in self.report.findings:
             return
-        if self.engine.knows_legality or (self.engine.forks and self.fork_refused):
+        if self.engine.knows_legality or self.forks_tell:
             return
         state, words = self.full[0]
         room = max(self.lengths)
@@ -1016,6 +1195,89 @@ class _Audit:
         except Exception:
             # A broken environment: its findings say so, and there is no speed to compare with.
             return 0.0
+
+    # What the environment does with what is not listed.
+
+    def probe(self, make: Callable[[], Any] | None) -> None:
+        """Sends unlisted actions: if nothing complains, a refused listed one would not show either.
+
+        This comes last, since an engine may do anything then.
+        """
+        taken = self.report.checks[TAKEN]
+        if self.died or taken.codes or not taken.cases:
+            return
+        if self.engine.knows_legality or self.forks_tell:
+            return  # it has been seen what the engine refuses
+        workers = hasattr(self.adapter.env, "processes")
+        if workers and make is None:
+            why = "an unlisted action might end a worker: needs make= or the Serial backend"
+            self.report.skip(TAKEN, f"{WOULD_NOT_SHOW}; {why}")
+            return
+        adapter = self.adapter if make is None or not workers else adapt(make())
+        try:
+            why_not = self._probe(adapter, alone=not workers and hasattr(os, "fork"))
+        finally:
+            if adapter is not self.adapter:
+                adapter.close()
+        if why_not is not None:
+            self.report.skip(TAKEN, f"{WOULD_NOT_SHOW}; {why_not}")
+
+    def _probe(self, adapter: Adapter, alone: bool) -> str | None:
+        """None if the environment complains of unlisted actions; otherwise what was seen.
+
+        Args:
+            adapter: of the environment.
+            alone: whether to try the step in a copy of this process before.
+        """
+        try:
+            played = self._to_unlisted(adapter)
+        except Exception as error:
+            return f"playing once more raises {_in_words(error)}"
+        if played is None:
+            return "in no state looked at was there a tuple that is not listed"
+        listed, unlisted, row = played
+        if alone:
+            outcome = _in_a_copy(partial(adapter.step, unlisted))
+            if outcome == "ended" and _in_a_copy(partial(adapter.step, listed)) == "survived":
+                return None  # which nobody will overlook
+            if outcome != "survived":
+                return f"a copy of this process {outcome}, given an unlisted action"
+        before = sum(_illegal_count(part) for _, part in adapter.parts)
+        try:
+            after = adapter.step(unlisted)
+        except Exception:
+            return None
+        if sum(_illegal_count(part) for _, part in adapter.parts) > before or after.illegal:
+            return None
+        return (
+            f"{self._words(unlisted[row])} was sent, which was not listed, and the environment "
+            "said nothing: needs is_legal(row, action) on the environment, illegal_actions there "
+            "or in the infos, or a step that raises"
+        )
+
+    def _to_unlisted(self, adapter: Adapter) -> tuple[IntArray, IntArray, int] | None:
+        """Plays until some row could play a tuple that is not listed.
+
+        Returns:
+            Listed actions; the same with one that is not listed in each row where there is one; and
+            the number of such a row. None if none came up.
+        """
+        reader = self.new_reader(adapter.env)
+        noop = tuple(self.spec.noop.tolist())
+        shown = adapter.reset(self.seed)
+        for _ in range(REPLAYED_STEPS):
+            lists = reader.read(shown)
+            turns = self._to_move(shown.live) if adapter is self.adapter else adapter.selected()
+            listed, some = self._draw(lists, shown.live, turns)
+            unlisted, found = listed.copy(), None
+            for row in np.flatnonzero(some).tolist():
+                others = [a for a in self._candidates(lists.of(row)) if a != noop]
+                if others:
+                    unlisted[row], found = others[0], row
+            if found is not None:
+                return listed, unlisted, found
+            shown = adapter.step(listed)
+        return None
 
     def _where(self, row: int) -> str:
         return f"{self.adapter.name(row)}, state {self.state}"
@@ -1076,6 +1338,47 @@ def _reordered(action: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ..
 
 def _order_in_words(order: tuple[int, ...]) -> str:
     return ", ".join(f"sub{slot}" for slot in order)
+
+
+def _in_words(error: Exception) -> str:
+    """Type and message of an exception, and the line that raised it."""
+    words = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, WorkerDied) or not frames:  # a worker's lines are not known here
+        return words
+    return f"{words} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+
+
+def _in_a_copy(act: Callable[[], Any]) -> str:
+    """Runs something in a copy of this process, which it may end.
+
+    Returns:
+        "survived" if the copy went on, with an exception or without; "ended", or "gave no answer".
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which may hang the copy
+        child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says in dying is no error here
+            with contextlib.suppress(Exception):
+                act()
+            os._exit(_SURVIVED)
+        finally:
+            os._exit(1)
+    until = time.monotonic() + PROBE_SECONDS
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return "survived" if os.waitstatus_to_exitcode(status) == _SURVIVED else "ended"
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return f"gave no answer in {PROBE_SECONDS:g} s"
+
+
+_SURVIVED = 86
+"""An exit status that no engine has."""
 
 
 def _with(actions: IntArray, row: int, action: tuple[int, ...]) -> IntArray:

@@ -7,7 +7,7 @@ B rows of observations, T steps of a segment, N listed tuples, H values in a tup
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ def audit_policy(
     seed: int = 0,
     *,
     spec: ActionSpec | None = None,
-    layout: LegalLayout | tuple[str, str] | None = None,
+    layout: LegalLayout | Sequence[str] | None = None,
     recurrent: bool | None = None,
 ) -> Report:
     """Plays a policy and checks what it draws and what it says of it.
@@ -122,7 +122,7 @@ def audit_policy(
         raise ValueError(f"steps must be at least 1, got {steps}")
     check_rows(env)
     started = time.monotonic()
-    if isinstance(layout, tuple):
+    if isinstance(layout, Sequence):
         layout = LegalLayout.from_env(env, *layout, spec)
     spec, layout = meaning(policy, env, spec, layout)
     report = Report(f"policy {type(policy).__name__} on {type(env).__name__}, seed {seed}")

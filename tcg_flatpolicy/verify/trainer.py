@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def audit_trainer(
     epochs: int = 3,
     *,
     spec: ActionSpec | None = None,
-    layout: LegalLayout | tuple[str, str] | None = None,
+    layout: LegalLayout | Sequence[str] | None = None,
 ) -> Report:
     """Trains for some epochs, watching.
 
@@ -91,7 +91,7 @@ def audit_trainer(
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if isinstance(layout, tuple):
+    if isinstance(layout, Sequence):
         layout = LegalLayout.from_env(trainer.vecenv, *layout, spec)
     return _Audit(trainer, spec, layout).run(epochs)
 
