@@ -140,8 +140,6 @@ class Policy(nn.Module):
     is_continuous = False
     temperature: Tensor
     epsilon: Tensor
-    _drawn_with: Tensor
-    """(2,) the temperature and epsilon of the last rollout, NaN before the first."""
 
     def __init__(
         self,
@@ -170,7 +168,8 @@ class Policy(nn.Module):
         self.value = nn.Linear(self.hidden_size, 1)
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("epsilon", torch.tensor(0.0))
-        self.register_buffer("_drawn_with", torch.full((2,), torch.nan), persistent=False)
+        self._drawn_with: Tensor | None = None
+        """(2,) the temperature and epsilon of the last rollout."""
         self._exploration = (1.0, 0.0)
         self._explores = False, False
         self._encoded: tuple[LegalActions, Mapping[str, Tensor]] | None = None
@@ -305,9 +304,9 @@ class Policy(nn.Module):
         exploration = torch.stack([self.temperature, self.epsilon])
         drawn_with = None
         if torch.is_grad_enabled():
-            drawn_with = self._drawn_with.clone()
+            drawn_with = self._drawn_with
         else:
-            self._drawn_with.copy_(exploration)
+            self._drawn_with = exploration
         distribution, value = self._decide(encoded)
         entropy_of = None
         wanted = getattr(self.head, "path_entropy", False)

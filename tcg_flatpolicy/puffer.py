@@ -29,8 +29,8 @@ class LegalNormal(Normal):
         entropy_of: what the trainer's entropy is (B,), given the tuples (B, H) last drawn or asked
             about; the distribution's own if left out.
         exploration: (2,) temperature and epsilon of this distribution.
-        drawn_with: (2,) those of the last rollout, NaN if there was none. When given, `log_prob`
-            with gradients raises where the two differ.
+        drawn_with: (2,) those of the last rollout. When given, `log_prob` with gradients raises
+            where the two differ.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LegalNormal(Normal):
     def _check_exploration(self) -> None:
         if self._drawn_with is None or self._exploration is None:
             return
-        if not bool(((self._drawn_with != self._exploration) & ~self._drawn_with.isnan()).any()):
+        if torch.equal(self._drawn_with, self._exploration):
             return
         raise RuntimeError(
             "exploration was changed between rollout and update: tuples were drawn at "

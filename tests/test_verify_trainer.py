@@ -245,16 +245,11 @@ class StaleWeights(fp.Policy):
     """T01: what Policy guards against, autocast's cache in bfloat16."""
 
     def forward(self, observations: Tensor, state: Any = None) -> Any:
-        return self._face(self._remembered(observations))
+        return self._face(self._encode(observations))
 
     def forward_eval(self, observations: Tensor, state: Any = None) -> Any:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            return self._face(self._remembered(observations))
-
-    def _remembered(self, observations: Tensor) -> Tensor:
-        hidden, legal, entities = self._encode(observations)
-        self._encoded = legal, entities
-        return hidden
+            return self._face(self._encode(observations))
 
 
 class Tolerant(Bandit):

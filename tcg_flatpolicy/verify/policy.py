@@ -123,7 +123,8 @@ def audit_policy(
     check_rows(env)
     started = time.monotonic()
     if isinstance(layout, Sequence):
-        layout = LegalLayout.from_env(env, *layout, spec)
+        count, actions = layout
+        layout = LegalLayout.from_env(env, count, actions, spec)
     spec, layout = meaning(policy, env, spec, layout)
     report = Report(f"policy {type(policy).__name__} on {type(env).__name__}, seed {seed}")
     asked = Asked(policy, is_recurrent(policy) if recurrent is None else recurrent)

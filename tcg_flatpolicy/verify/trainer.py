@@ -92,7 +92,8 @@ def audit_trainer(
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     if isinstance(layout, Sequence):
-        layout = LegalLayout.from_env(trainer.vecenv, *layout, spec)
+        count, actions = layout
+        layout = LegalLayout.from_env(trainer.vecenv, count, actions, spec)
     return _Audit(trainer, spec, layout).run(epochs)
 
 
