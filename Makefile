@@ -1,11 +1,12 @@
 # Everything runs in one .venv, which the first target that needs it makes from nothing:
-# with python3 (3.10 to 3.13), make and a C++ compiler.
+# with python3 (3.10 to 3.13), make and a C++ compiler. test-official alone has its own.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types format bench speed verify clean
+.PHONY: help setup train test test-official lint types format bench speed verify clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OFFICIAL := .venv-official
 
 # What a caller may set: make test PYTHON=python3.12 ARGS="-k legal"
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -23,11 +24,19 @@ SUPPORTED := (3, 10) <= sys.version_info < (3, 14)
 GPU = $(shell nvidia-smi -L 2>/dev/null | grep '^GPU')
 CPU_BUILD = $(if $(filter Linux,$(shell uname)),+cpu)
 PUFFERLIB := pufferlib-core==3.0.23
-PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Both are installed as pufferlib. The official one is tested on the CPU, with the oldest numpy and gymnasium that this
+# library takes: it wants no newer ones. (Newer gym-notices have every process say on stderr that gym is old.)
+OFFICIAL_PUFFERLIB := pufferlib==3.0.0
+OFFICIAL_NEEDS := "numpy<2" gymnasium==0.29.1 pettingzoo==1.24.1 gym==0.23 "gym-notices<0.1" "shimmy[gym-v21]" imageio
+
+# Of the environment whose .ready is being made.
+PIP = $(@D)/bin/python -m pip --disable-pip-version-check --quiet
 
 help:
 	@echo "make train    train on Essence Wars          make train ARGS='--seed 2'"
 	@echo "make test     run the tests                  make test ARGS='-k legal'"
+	@echo "make test-official   the same tests on the official pufferlib 3.0.0, in $(OFFICIAL)"
 	@echo "make lint     ruff check, ruff format --check"
 	@echo "make types    mypy, strict"
 	@echo "make format   let ruff fix and format"
@@ -35,7 +44,7 @@ help:
 	@echo "make speed    the speed of heads and of training   make speed ARGS=--quick"
 	@echo "make verify   audit Essence Wars and an untrained policy in it   make verify ARGS='--seed 2'"
 	@echo "make setup    only make .venv, which every target above makes first where it is missing"
-	@echo "make clean    remove .venv and the caches; runs/ stays"
+	@echo "make clean    remove $(VENV), $(OFFICIAL) and the caches; runs/ stays"
 	@echo
 	@echo "To set for the first make, which makes .venv:"
 	@echo "  PYTHON=python3.12       the interpreter (3.10 to 3.13)"
@@ -51,6 +60,9 @@ train: $(READY)
 # Each worker has one thread, or two workers on two cores would start four.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-official: $(OFFICIAL)/.ready
+	OMP_NUM_THREADS=1 $(OFFICIAL)/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -76,30 +88,42 @@ verify: $(READY)
 	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 5000 --policy flat $(ARGS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(OFFICIAL) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(READY)
 
-# $(READY) is written last, so a set-up that was cut short is taken up again.
+# .ready is written last, so a set-up that was cut short is taken up again.
 $(READY): pyproject.toml Makefile
-	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; $$python -c "$$CHECK"
-	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	@$(BIN)/python -c "import torch" 2>/dev/null || \
-		{ echo "Installing $(TORCH)"; $(PIP) install $(PIP_ARGS) "$(TORCH)"; } || \
-		{ echo "pip finds no $(TORCH): installing $(subst +cpu,,$(TORCH)), which may bring several GB of CUDA." \
-			"To avoid that, stop and see 'make help', PIP_ARGS"; \
-			$(PIP) install $(PIP_ARGS) "$(subst +cpu,,$(TORCH))"; }
-	@echo "Installing tcg_flatpolicy and what it is developed with"
-	@torch=$$($(BIN)/python -c "from importlib.metadata import version; print(version('torch'))") && \
-		$(PIP) install $(PIP_ARGS) -e ".[puffer,game,plot,dev]" "torch==$$torch" "setuptools>=77" wheel
+	$(MAKE_ENVIRONMENT)
 	@if $(BIN)/python -c "$$HAS_PUFFERLIB"; then \
 		echo "Keeping the pufferlib that is in $(VENV)"; \
 	else \
 		echo "Installing $(PUFFERLIB), which may compile for a minute"; $(INSTALL_PUFFERLIB); \
 	fi
 	@touch $@
+
+$(OFFICIAL)/.ready: TORCH = torch==2.13.0$(CPU_BUILD)
+$(OFFICIAL)/.ready: NEEDS = $(OFFICIAL_NEEDS)
+$(OFFICIAL)/.ready: pyproject.toml Makefile
+	$(MAKE_ENVIRONMENT)
+	@$(@D)/bin/python -c "$$HAS_PUFFERLIB" || \
+		{ echo "Installing $(OFFICIAL_PUFFERLIB), which compiles for a minute"; $(INSTALL_OFFICIAL_PUFFERLIB); }
+	@touch $@
+
+define MAKE_ENVIRONMENT
+	@python=$(@D)/bin/python; test -x $$python || python="$(PYTHON)"; $$python -c "$$CHECK"
+	@test -x $(@D)/bin/python || { echo "Making $(@D) with $(PYTHON)"; $(PYTHON) -m venv $(@D); }
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(@D)/bin/python -m ensurepip
+	@$(@D)/bin/python -c "import torch" 2>/dev/null || \
+		{ echo "Installing $(TORCH)"; $(PIP) install $(PIP_ARGS) "$(TORCH)"; } || \
+		{ echo "pip finds no $(TORCH): installing $(subst +cpu,,$(TORCH)), which may bring several GB of CUDA." \
+			"To avoid that, stop and see 'make help', PIP_ARGS"; \
+			$(PIP) install $(PIP_ARGS) "$(subst +cpu,,$(TORCH))"; }
+	@echo "Installing tcg_flatpolicy and what it is developed with"
+	@torch=$$($(@D)/bin/python -c "from importlib.metadata import version; print(version('torch'))") && \
+		$(PIP) install $(PIP_ARGS) -e ".[puffer,game,plot,dev]" "torch==$$torch" "setuptools>=77" wheel $(NEEDS)
+endef
 
 # The published build runs with torch 2.9.0 for CUDA 12 and no other, so elsewhere it is compiled against the torch
 # in .venv: without the cache, where pip keeps what it compiled against other ones.
@@ -110,6 +134,22 @@ define INSTALL_PUFFERLIB
 		*) from="--no-binary pufferlib-core"; export PUFFERLIB_DISABLE_CUDA=1 ;; \
 	esac; \
 	$(PIP) install $(PIP_ARGS) --no-deps --no-build-isolation --no-cache-dir $$from $(PUFFERLIB)
+endef
+
+# NO_OCEAN leaves its games out, which are C and need libraries that its build would download.
+define INSTALL_OFFICIAL_PUFFERLIB
+	mkdir -p $(@D)/build && printf '%s\n' "$$SITECUSTOMIZE" > $(@D)/build/sitecustomize.py && \
+	NO_OCEAN=1 PYTHONPATH="$(CURDIR)/$(@D)/build" $(PIP) install $(PIP_ARGS) --no-deps --no-build-isolation \
+		--no-cache-dir $(OFFICIAL_PUFFERLIB)
+endef
+
+# For that build alone: under NO_OCEAN its setup.py stops at a name that it never sets, and it takes an nvcc for a wish
+# to compile for CUDA, which a torch for the CPU cannot.
+define SITECUSTOMIZE
+import builtins, shutil
+builtins.c_extension_paths = []
+which = shutil.which
+shutil.which = lambda name, *rest, **named: None if name == "nvcc" else which(name, *rest, **named)
 endef
 
 define HAS_PUFFERLIB
@@ -135,4 +175,4 @@ if not which((os.environ.get("CXX") or "c++").split()[0]):
 if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
     stop(python + " has no Python.h", "install it (Debian, Ubuntu: apt install python3-dev), or choose another with PYTHON=")
 endef
-export CHECK HAS_PUFFERLIB
+export CHECK HAS_PUFFERLIB SITECUSTOMIZE

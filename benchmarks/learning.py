@@ -286,7 +286,7 @@ class _Recorder:
 def quiet() -> Iterator[None]:
     """Without the trainer's dashboard, and without torch's word on autocast in float32."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+        warnings.filterwarnings("ignore", "In CPU autocast|CUDA is not available", UserWarning)
         yield
 
 

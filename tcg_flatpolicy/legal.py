@@ -183,7 +183,8 @@ class LegalActions:
         rows = torch.repeat_interleave(counts, output_size=n)
         places = torch.arange(n, device=counts.device) - (counts.cumsum(0) - counts)[rows]
         flat = actions.reshape(-1, actions.shape[2])
-        return cls(flat[rows * padding + places], counts, noop)
+        # Not flat[...]: torch 2.4 cannot do that with all unsigned integers.
+        return cls(flat.index_select(0, rows * padding + places), counts, noop)
 
     @classmethod
     def from_mask(cls, mask: Tensor | npt.NDArray[np.bool_], spec: ActionSpec) -> LegalActions:

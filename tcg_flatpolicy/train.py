@@ -612,7 +612,7 @@ def _dashboard(on_terminal: bool) -> Iterator[None]:
     quiet = contextlib.nullcontext() if on_terminal else contextlib.redirect_stdout(io.StringIO())
     with quiet, warnings.catch_warnings():
         # It always asks for autocast, in float32 too, where torch says that there is none on a CPU.
-        warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+        warnings.filterwarnings("ignore", "In CPU autocast|CUDA is not available", UserWarning)
         yield
 
 

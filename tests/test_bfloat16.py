@@ -21,6 +21,8 @@ import tcg_flatpolicy as fp
 from tcg_flatpolicy import evaluate, train
 from tests.games import Bandit, BanditEncoder
 
+pytestmark = pytest.mark.integration
+
 KINDS = ["feed-forward", "recurrent", "stock LSTMWrapper"]
 HEADS = ["flat", "autoregressive"]
 CUDA_ALONE = "this PufferLib asks for autocast on cuda, whatever the device is"

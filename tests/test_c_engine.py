@@ -19,6 +19,8 @@ from tcg_flatpolicy.verify import audit_env, compare_enumerations, enumerate_leg
 from tests.c_engine import engine
 from tests.c_engine.engine import ROOM, SOURCE, Observation, Skirmish
 
+pytestmark = pytest.mark.integration
+
 DTYPE = np.dtype(Observation)
 
 

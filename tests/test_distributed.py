@@ -28,6 +28,8 @@ from tcg_flatpolicy.train import Settings, make_policy
 from tcg_flatpolicy.verify import LegalityMonitor
 from tests.games import Bandit, BanditEncoder, trainer_config
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 EPOCHS = {
     "flat": 104,

@@ -27,6 +27,8 @@ from tcg_flatpolicy.envs.essence_wars import (
     EssenceWarsEncoder,
 )
 
+pytestmark = pytest.mark.integration
+
 END_TURN = 421
 
 

@@ -31,6 +31,8 @@ from tests.strategies import (
     thousands,
 )
 
+pytestmark = pytest.mark.integration
+
 NUMBERS = [np.dtype(name) for name in [*INTEGERS, *FLOATS]]
 
 

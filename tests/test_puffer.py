@@ -26,6 +26,8 @@ import tcg_flatpolicy as fp
 from tcg_flatpolicy.puffer import LegalNormal, check_contract
 from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
 
+pytestmark = pytest.mark.integration
+
 
 def make(
     empty: float = 0.0, num_agents: int = 32, policy: type[fp.FlatPolicy] = fp.FlatPolicy

@@ -19,6 +19,8 @@ from tcg_flatpolicy import cli
 from tcg_flatpolicy.verify import environment, policy
 from tests.games import trainer_config
 
+pytestmark = pytest.mark.integration
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
 
@@ -35,6 +37,8 @@ def execute(tmp_path: Path) -> Any:
 
     def run(name: str, namespace: dict[str, Any]) -> dict[str, Any]:
         namespace["config"] = trainer_config(Sized, tmp_path)
+        if "trainer" in namespace:  # which the block may replace
+            namespace["trainer"].utilization.stop()
         exec(compile(BLOCKS[name], f"README.md, {name}", "exec"), namespace)
         spaces.append(namespace)
         return namespace

@@ -26,6 +26,8 @@ from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers
 from tcg_flatpolicy.resume import restore_trainer, trainer_state
 from tests.games import Bandit, BanditEncoder
 
+pytestmark = pytest.mark.integration
+
 SMALL = train.Settings(
     total_steps=6 * 128,
     num_games=16,

@@ -25,6 +25,8 @@ from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
 from tcg_flatpolicy.train import Settings, evaluate, make_policy, train
 from tests.games import Bandit, BanditEncoder, trainer_config
 
+pytestmark = pytest.mark.integration
+
 # pufferlib/config/default.ini of PufferAI/PufferLib at commit 03d1ebc, section [train]; the device
 # and the number of steps are ours.
 SHIPPED = {

@@ -36,6 +36,8 @@ from tcg_flatpolicy.evaluate import play, play_match
 from tcg_flatpolicy.puffer import compensated
 from tcg_flatpolicy.verify import LegalityMonitor, audit_env
 
+pytestmark = pytest.mark.integration
+
 HAND = slice(ew.PLAYERS + 5, ew.PLAYERS + 5 + ew.HAND)
 """Where a state has the ids of the hand of the player from whose side it is."""
 OTHERS_HAND = slice(HAND.start + ew.PLAYER_SIZE, HAND.stop + ew.PLAYER_SIZE)

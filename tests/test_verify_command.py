@@ -17,6 +17,8 @@ from tcg_flatpolicy.train import Settings, make_policy
 from tcg_flatpolicy.verify import CODES, codes, environment, policy
 from tests.broken import FAULTS
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 
 MYGAME = '''

@@ -45,6 +45,8 @@ from tests.broken import AEC, EVERY, FAULTS, SPEC, Duel, Match, Parallel, Solo, 
 from tests.broken import ROOM as DUEL_ROOM
 from tests.games import Bandit
 
+pytestmark = pytest.mark.integration
+
 KEYS = ("n", "legal")
 
 

@@ -20,6 +20,8 @@ from tcg_flatpolicy.verify.monitor import CHECK_SENT, IllegalActionError, Legali
 from tests.games import BANDIT_DTYPE, BANDIT_SPEC, Bandit, BanditEncoder
 from tests.strategies import Struct, lists_for, random_bytes, records_in, structs
 
+pytestmark = pytest.mark.integration
+
 LAYOUT = fp.LegalLayout.from_dtype(BANDIT_DTYPE, "n", "legal", spec=BANDIT_SPEC)
 AGENTS = 16
 LISTS = [[(0, 0, 0), (1, 2, 3), (1, 2, 1)], [], [(2, 4, 0)]]

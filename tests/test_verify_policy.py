@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from baselines import MasksOfGreedyPrimary, MasksPerHead
 
+pytestmark = pytest.mark.integration
+
 STEPS = 2000
 IDS = int(BANDIT_SPEC.nvec.prod())
 EVERY = torch.as_tensor(BANDIT_SPEC.unravel(np.arange(IDS)))

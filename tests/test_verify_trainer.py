@@ -21,6 +21,8 @@ from tests.broken import SPEC as DUEL_SPEC
 from tests.broken import Solo
 from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
 
+pytestmark = pytest.mark.integration
+
 AGENTS, HORIZON = 32, 8
 
 ALL_CHECKS = {

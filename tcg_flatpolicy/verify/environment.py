@@ -971,7 +971,8 @@ class _Audit:
         self, adapter: Adapter, reader: Reader, error: Exception, number: int
     ) -> bool:
         """Whether an exception at floats means that they are refused, whatever they are."""
-        if isinstance(error, TypeError) or "only integers" in str(error):  # NumPy's of indices
+        refusals = "only integers", "action space"  # NumPy's of indices, and PufferLib's
+        if isinstance(error, TypeError) or any(words in str(error) for words in refusals):
             return True
         if number:
             return False

@@ -169,7 +169,7 @@ class _Audit:
         trainer = self.trainer
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             # PuffeRL asks for autocast in float32 too, where torch says there is none on a CPU.
-            warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+            warnings.filterwarnings("ignore", "In CPU autocast|CUDA is not available", UserWarning)
             self.buffers = {name: b.clone() for name, b in self.policy.named_buffers()}
             try:
                 trainer.evaluate()

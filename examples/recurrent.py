@@ -1,0 +1,32 @@
+"""Policies with a memory: the library's own, or PufferLib's LSTMWrapper around a feed-forward one.
+
+python examples/recurrent.py
+python examples/recurrent.py stock
+"""
+
+import sys
+from pathlib import Path
+
+import pufferlib.models
+from pufferlib import vector
+from pufferlib.pufferl import PuffeRL
+
+import tcg_flatpolicy as fp
+from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
+from tcg_flatpolicy.train import Settings
+
+settings = Settings(recurrent=True, total_steps=100_000)  # batch_size is agents * horizon
+vecenv = vector.make(EssenceWars, backend=vector.Serial)
+env = vecenv.driver_env
+encoder = EssenceWarsEncoder(env.legal_layout)
+if "stock" in sys.argv:
+    policy = fp.FlatPolicy(env, encoder=encoder)
+    policy = pufferlib.models.LSTMWrapper(env, policy, policy.hidden_size, policy.hidden_size)
+else:
+    policy = fp.RecurrentPolicy(env, encoder=encoder)
+trainer = PuffeRL(settings.trainer_config("cpu", Path("runs/recurrent")), vecenv, policy)
+while trainer.global_step < settings.total_steps:
+    trainer.evaluate()
+    trainer.train()
+print(f"{env.illegal_actions} illegal actions in {trainer.global_step} steps")
+trainer.utilization.stop()

@@ -1,0 +1,29 @@
+"""Games in processes of their own, and the networks in bfloat16.
+
+    python examples/workers.py
+
+PufferLib's Multiprocessing waits for ever for a worker that raises: try yours with Serial first.
+"""
+
+from pathlib import Path
+
+from pufferlib import vector
+from pufferlib.pufferl import PuffeRL
+
+from tcg_flatpolicy.envs.essence_wars import EssenceWars
+from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.verify import LegalityMonitor
+
+if __name__ == "__main__":  # workers import this file
+    settings = Settings(precision="bfloat16", total_steps=100_000)
+    kind, games = vector.Multiprocessing, {"num_games": 128}
+    vecenv = vector.make(EssenceWars, env_kwargs=games, backend=kind, num_envs=2, num_workers=2)
+    vecenv = LegalityMonitor(vecenv)  # raises at the first action that is not in the list shown
+    policy = make_policy(settings, vecenv.driver_env)
+    trainer = PuffeRL(settings.trainer_config("cpu", Path("runs/workers")), vecenv, policy)
+    while trainer.global_step < settings.total_steps:
+        trainer.evaluate()
+        trainer.train()
+    print(vecenv.report())
+    trainer.utilization.stop()
+    vecenv.close()
