@@ -1,7 +1,9 @@
 """Policies with a memory: the library's own, or PufferLib's LSTMWrapper around a feed-forward one.
 
-python examples/recurrent.py
-python examples/recurrent.py stock
+    python examples/recurrent.py
+    python examples/recurrent.py stock
+
+Either trains for 100,000 steps and says how many illegal actions it played.
 """
 
 import sys
