@@ -8,12 +8,10 @@ field is; NumPy itself resolves names, nesting, padding and alignment.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -89,12 +87,19 @@ class LegalLayout:
         self._enter()
 
     def _enter(self) -> None:
-        """Where the operators of a compiled graph, which take no objects, find this layout."""
-        self._handle = next(_HANDLES)
-        _LAYOUTS[self._handle] = self
+        """Where the operators of a compiled graph, which take no objects, find this layout.
+
+        Equal ones share a place, so that their policies share a graph.
+        """
+        names = self.count_name, self.action_names
+        primaries = self.spec and [(repr(self.spec.primaries), *self.spec.noop.tolist())]
+        key = repr((self.dtype, names, primaries))
+        self._handle = _HANDLES.setdefault(key, len(_LAYOUTS))
+        if self._handle == len(_LAYOUTS):
+            _LAYOUTS.append(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy, or one from another process, has a handle of its own."""
+        """Of one from another process, too."""
         self.__dict__.update(state)
         self._enter()
 
@@ -174,7 +179,8 @@ class LegalLayout:
         data = self._bytes(observations)
         if self._even and data.device.type == "cpu" and len(data):
             return self._read_by_numpy(data)
-        counts = self._whole(_view(data, self.count).reshape(len(data)), self.count_name)
+        said = _view(data, self.count).reshape(len(data)).clone()  # environments write over it
+        counts = self._whole(said, self.count_name)
         outside = (counts < 0) | (counts > self.padding)
         if outside.any():
             row = int(outside.nonzero()[0])
@@ -309,8 +315,8 @@ class LegalLayout:
             name: such as ``"me.hp"``.
 
         Returns:
-            (B, *shape of the field) in the field's own dtype; it may share memory with the
-            observations.
+            (B, *shape of the field) in the field's own dtype, without gradient; it may share memory
+            with the observations.
 
         Raises:
             KeyError: no such field.
@@ -437,7 +443,7 @@ class LegalLayout:
             changed = cast.to(dtype) != observations
             changed |= _negative(cast) != _negative(observations)  # -1 and 255 are the same byte
             if cast.is_floating_point() and observations.is_floating_point():
-                changed = torch.zeros_like(changed)  # less exact, but the same number
+                changed = cast.isinf() & observations.isfinite()  # else only less exact
             if changed.any():
                 row, column = changed.nonzero()[0].tolist()
                 raise ValueError(
@@ -528,8 +534,8 @@ class LegalLayout:
         )
 
 
-_LAYOUTS: WeakValueDictionary[int, LegalLayout] = WeakValueDictionary()
-_HANDLES = itertools.count()
+_LAYOUTS: list[LegalLayout] = []
+_HANDLES: dict[str, int] = {}
 
 
 @torch.library.custom_op(

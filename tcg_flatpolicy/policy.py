@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
@@ -190,7 +191,10 @@ class Policy(nn.Module):
         Raises:
             ValueError: a value out of range.
         """
-        rounded = float(torch.tensor(temperature, dtype=torch.float32))  # as the buffer holds it
+        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
+            if isinstance(value, str) or not hasattr(value, "__float__"):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        rounded = float(torch.tensor(float(temperature), dtype=torch.float32))  # as the buffer's
         if not 0 < rounded < float("inf"):
             raise ValueError(
                 f"temperature must be positive and finite in float32, got {temperature}"
@@ -271,7 +275,13 @@ class Policy(nn.Module):
 
     def _encode(self, observations: Tensor) -> tuple[Tensor, LegalActions, Mapping[str, Tensor]]:
         legal = self.layout.read_distinct(observations)
-        hidden, entities = self.encoder(observations)
+        encoding = self.encoder(observations)
+        if not isinstance(encoding, tuple) or len(encoding) != 2:
+            raise TypeError(
+                f"{type(self.encoder).__name__} gave a {type(encoding).__name__}; an encoder "
+                "returns tcg_flatpolicy.Encoding(hidden, entities), entities {} if it embeds none"
+            )
+        hidden, entities = encoding
         return hidden, legal, entities
 
     def _decide(
@@ -302,18 +312,23 @@ class Policy(nn.Module):
         # By the gradient, since PufferLib's LSTMWrapper calls neither forward nor forward_eval: the
         # trainer draws its rollouts without one, and updates with one.
         exploration = torch.stack([self.temperature, self.epsilon])
-        drawn_with = None
+        drawn_with, drew = None, None
         if torch.is_grad_enabled():
             drawn_with = self._drawn_with
-        else:
-            self._drawn_with = exploration
+        elif not torch.compiler.is_compiling():
+            drew = self._remember_draw
         distribution, value = self._decide(encoded)
         entropy_of = None
         wanted = getattr(self.head, "path_entropy", False)
         if wanted and isinstance(distribution, LegalAutoregressive):
             entropy_of = distribution.path_entropy
-        face = LegalNormal(distribution, self._action_dtype, entropy_of, exploration, drawn_with)
+        face = LegalNormal(
+            distribution, self._action_dtype, entropy_of, exploration, drawn_with, drew
+        )
         return face, value
+
+    def _remember_draw(self, exploration: Tensor) -> None:
+        self._drawn_with = exploration
 
 
 class FlatPolicy(Policy):
@@ -347,6 +362,17 @@ class RecurrentPolicy(Policy):
         self._remember_weights()
         self.register_load_state_dict_post_hook(_remember_weights)  # type: ignore[no-untyped-call]
 
+    def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
+        """Not offered: PufferLib's LSTMWrapper asks for it, and would leave this LSTM out.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has an LSTM of its own: give it to the trainer as it is, or "
+            "wrap a Policy"
+        )
+
     def _remember_weights(self) -> None:
         # For a compiled graph: Dynamo refuses whatever it reaches through an nn.LSTM.
         self._lstm_weights = list(self.lstm.parameters())
@@ -371,7 +397,13 @@ class RecurrentPolicy(Policy):
     ) -> tuple[Tensor, LegalActions, Mapping[str, Tensor]]:
         hidden, legal, entities = self._encode(observations)
         carried = None
+        if state is not None and not (hasattr(state, "get") and hasattr(state, "__setitem__")):
+            raise TypeError(
+                f"state must be a dict with lstm_h and lstm_c, or None, got {type(state).__name__}"
+            )
         if state is not None and state.get("lstm_h") is not None:
+            if state.get("lstm_c") is None:
+                raise ValueError("state has lstm_h and no lstm_c; carry both, or neither")
             carried = (state["lstm_h"].unsqueeze(0), state["lstm_c"].unsqueeze(0))
             if carried[0].shape[1:] != hidden.shape:
                 raise ValueError(
@@ -460,11 +492,13 @@ class TopK(_Sharpened):
         k: at least 1; 1 is Greedy.
 
     Raises:
+        TypeError: k is not a whole number.
         ValueError: k below 1.
     """
 
     def __init__(self, policy: Policy, k: int) -> None:
         super().__init__(policy)
+        k = operator.index(k)
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         self.k = k

@@ -29,8 +29,9 @@ class LegalNormal(Normal):
         entropy_of: what the trainer's entropy is (B,), given the tuples (B, H) last drawn or asked
             about; the distribution's own if left out.
         exploration: (2,) temperature and epsilon of this distribution.
-        drawn_with: (2,) those of the last rollout. When given, `log_prob` with gradients raises
-            where the two differ.
+        drawn_with: (2,) those that tuples were last drawn with. When given, `log_prob` with
+            gradients raises where the two differ.
+        drew: is told the exploration when tuples are drawn.
     """
 
     def __init__(
@@ -40,18 +41,21 @@ class LegalNormal(Normal):
         entropy_of: Callable[[Tensor], Tensor] | None = None,
         exploration: Tensor | None = None,
         drawn_with: Tensor | None = None,
+        drew: Callable[[Tensor], None] | None = None,
     ) -> None:
         # Not Normal.__init__: there is no scale. loc is read for its first dimension alone.
         self.distribution = distribution
         self.action_dtype = action_dtype
         self.loc = torch.zeros(*distribution.batch_shape, 1)
         self._entropy_of = entropy_of
-        self._exploration, self._drawn_with = exploration, drawn_with
+        self._exploration, self._drawn_with, self._drew = exploration, drawn_with, drew
         self._actions: Tensor | None = None
         Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """(*S, B, H) legal tuples in the action space's dtype."""
+        if self._drew is not None and self._exploration is not None:
+            self._drew(self._exploration)
         self._actions = self.distribution.sample(sample_shape).to(self.action_dtype)
         return self._actions
 

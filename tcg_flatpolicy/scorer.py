@@ -145,8 +145,9 @@ class TupleScorer(nn.Module):
         keys = (self._key + batch * self._key_a_batch).index_select(0, at)
         keys = keys.view_as(values_of_slots)  # (N, slots)
 
-        state = self.state(hidden)  # (B, W)
-        readout = torch.addmm(self.readout, state, self.readout_of_state)  # (B, W)
+        hidden, state_of = _without_idle_rows(hidden, legal)  # (b, D), (N,)
+        state = self.state(hidden)  # (b, W)
+        readout = torch.addmm(self.readout, state, self.readout_of_state)  # (b, W)
         state = state.float()
         width = state.shape[1]
         table = [state.new_zeros(1, width), self.primaries]
@@ -165,16 +166,17 @@ class TupleScorer(nn.Module):
             whole, keys = self._point(table, batch, keys, entities)
         else:
             whole = torch.cat(table)
-        states = self._static_rows + legal.rows.unsqueeze(1)
+        states = self._static_rows + state_of.unsqueeze(1)
         codes = torch.cat([1 + primaries, states, keys], dim=1)
-        return _sum_rows_and_read(whole, codes, readout.to(whole.dtype), legal.rows)
+        return _sum_rows_and_read(whole, codes, readout.to(whole.dtype), state_of)
 
     def _point(
         self, table: list[Tensor], batch: int, keys: Tensor, entities: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The table with the rows (M, W) of the things pointed at; keys count only those."""
         edges = [base * batch for base in self._part_bases]
-        keys, chosen, bounds = _things_pointed_at(keys, edges, self._static_rows + batch)
+        first, begin = self._static_rows + batch, self._static_rows + len(table[-1])
+        keys, chosen, bounds = _things_pointed_at(keys, edges, first, begin)
         flat = [entities[name].flatten(0, 1) for name in self._names]
         projections = list(self.entity_projections)
         if torch.is_autocast_enabled(keys.device.type):
@@ -261,26 +263,47 @@ def fan_in(inputs: int, outputs: int) -> Tensor:
 # at. In a graph of torch.compile each is one operator; elsewhere an operator would add to its time.
 
 
-def _things_pointed_at(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+def _without_idle_rows(hidden: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor]:
+    """The rows of hidden (B, D) that have a legal tuple, and each tuple's row (N,) among them.
+
+    Where it depends on the numbers in a tensor how many these are, as in a graph of torch.compile,
+    all rows are kept.
+    """
+    if torch.compiler.is_compiling():
+        return hidden, legal.rows
+    busy = legal.counts.nonzero().squeeze(1)
+    if len(busy) == len(hidden):
+        return hidden, legal.rows
+    place = torch.empty_like(legal.counts)
+    place[busy] = torch.arange(len(busy), device=busy.device)
+    return hidden.index_select(0, busy), place.index_select(0, legal.rows)
+
+
+def _things_pointed_at(
+    keys: Tensor, edges: list[int], first: int, begin: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """What legal tuples point at: each thing once for a part, however many tuples do.
 
     Args:
         keys: (N, slots) rows of the table, as if all things of all parts were in it from ``first``
             on: part after part, state after state.
         edges: parts + 1 numbers, where each part begins among them.
-        first: rows of the table that are not things.
+        first: where things begin, as keys count.
+        begin: how many rows of the table are none, from which on things are then counted.
 
     Returns:
         (N, slots) keys as if only the M things that are pointed at were in it; (M,) the place of
         each in its part, which is row * n + thing; (parts + 1,) where each part begins among the M.
     """
     if torch.compiler.is_compiling():
-        found: tuple[Tensor, Tensor, Tensor] = _find_things_op(keys, edges, first)
+        found: tuple[Tensor, Tensor, Tensor] = _find_things_op(keys, edges, first, begin)
         return found
-    return _find_things(keys, edges, first)
+    return _find_things(keys, edges, first, begin)
 
 
-def _find_things(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+def _find_things(
+    keys: Tensor, edges: list[int], first: int, begin: int
+) -> tuple[Tensor, Tensor, Tensor]:
     used = keys.new_zeros(first + edges[-1], dtype=torch.bool)
     used.index_fill_(0, keys.flatten(), True)
     things = used[first:].nonzero().squeeze(1)  # (M,)
@@ -288,7 +311,7 @@ def _find_things(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Te
     bounds = torch.searchsorted(things, begins)
     place = torch.empty_like(used, dtype=torch.int64)
     place[:first] = torch.arange(first, device=keys.device)
-    place[first + things] = torch.arange(first, first + len(things), device=keys.device)
+    place[first + things] = torch.arange(begin, begin + len(things), device=keys.device)
     chosen = things - begins[:-1].repeat_interleave(bounds.diff(), output_size=len(things))
     return place.index_select(0, keys.flatten()).view_as(keys), chosen, bounds
 
@@ -297,12 +320,12 @@ _find_things_op = torch.library.custom_op(
     "tcg_flatpolicy::find_things",
     _find_things,
     mutates_args=(),
-    schema="(Tensor keys, SymInt[] edges, SymInt first) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor keys, SymInt[] edges, SymInt first, SymInt begin) -> (Tensor, Tensor, Tensor)",
 )
 
 
 @_find_things_op.register_fake
-def _(keys: Tensor, edges: list[int], first: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(keys: Tensor, edges: list[int], first: int, begin: int) -> tuple[Tensor, Tensor, Tensor]:
     things = torch.library.get_ctx().new_dynamic_size()
     return torch.empty_like(keys), keys.new_empty(things), keys.new_empty(len(edges))
 

@@ -10,7 +10,6 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias, overload
 
 import gymnasium
@@ -170,6 +169,7 @@ class ActionSpec:
             self.limits[number, 0] = number + 1
             for slot, role in enumerate(primary.slots):
                 self.limits[number, 1 + slot] = role.size
+        self._slots = slots
         self.nvec: IntArray = self.limits.max(axis=0)
         """(1 + slots,) int64: sizes of the MultiDiscrete space."""
 
@@ -183,6 +183,10 @@ class ActionSpec:
         if ((self.noop < 0) | (self.noop >= self.nvec)).any():
             raise ValueError(f"noop {noop!r} is outside MultiDiscrete sizes {self.nvec.tolist()}")
 
+        entities = [part.role.name for part in self.parts if isinstance(part.role, Entity)]
+        self.entity_names: tuple[str, ...] = tuple(dict.fromkeys(entities))
+        """The names of the Entity roles, each once, in order of first use."""
+
     @classmethod
     def from_nvec(cls, nvec: Sequence[int], noop: Sequence[int] | None = None) -> ActionSpec:
         """A spec of which only the sizes are known: each slot is a plain Index of every primary."""
@@ -195,7 +199,7 @@ class ActionSpec:
     @property
     def slots(self) -> int:
         """Number of slots after the primary; a tuple has ``1 + slots`` values."""
-        return len(self.nvec) - 1
+        return self._slots
 
     @property
     def action_space(self) -> gymnasium.spaces.MultiDiscrete:
@@ -281,12 +285,6 @@ class ActionSpec:
             ids = torch.div(ids, size, rounding_mode="floor")
         columns.append(ids)
         return torch.stack(columns[::-1], dim=-1)
-
-    @cached_property
-    def entity_names(self) -> tuple[str, ...]:
-        """The names of the Entity roles, each once, in order of first use."""
-        names = (part.role.name for part in self.parts if isinstance(part.role, Entity))
-        return tuple(dict.fromkeys(names))
 
     def _check_id_count(self) -> int:
         count: int = math.prod(self.nvec.tolist())

@@ -210,8 +210,8 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
         return torch.randn(*shape, requires_grad=True)
 
     keys = torch.tensor([[0, 5], [3, 9], [4, 5]])
-    check(scorer._find_things_op, (keys, [0, 4, 8], 3))
-    _, chosen, bounds = scorer._find_things(keys, [0, 4, 8], 3)
+    check(scorer._find_things_op, (keys, [0, 4, 8], 3, 3))
+    _, chosen, bounds = scorer._find_things(keys, [0, 4, 8], 3, 3)
     things = [floats(4, 2)], [floats(2, 6)]
     check(scorer._project_op, ([floats(3, 3)], chosen, bounds, *things))
     codes, rows = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
@@ -233,3 +233,24 @@ def test_the_spec_s_sizes_reach_the_graph() -> None:
     unlisted = torch.as_tensor(np.tile([2, 4, 4], (AGENTS, 1)))
     expected = policy(torch.as_tensor(env.observations))[0].distribution.log_prob(unlisted)
     torch.testing.assert_close(face.distribution.log_prob(unlisted), expected)
+
+
+def test_equal_policies_share_a_graph() -> None:
+    vecenv, policy = make(fp.FlatPolicy)
+    vecenv.driver_env.reset(seed=3)
+    observations = torch.as_tensor(vecenv.driver_env.observations)
+    for another in [policy, *(copy.deepcopy(policy) for _ in range(9))]:
+        torch.compile(another, fullgraph=True, backend="aot_eager")(observations)
+    assert graphs() == 1
+
+
+def test_a_spec_with_other_names_is_another_layout() -> None:
+    """What is wrong with a list is said in the names of its own spec."""
+    primaries = [fp.Primary("rest"), fp.Primary("hit", fp.Index("unit", 3))]
+    other = [fp.Primary("rest"), fp.Primary("heal", fp.Index("unit", 3))]
+    dtype = np.dtype([("x", np.uint8), ("n", np.uint8), ("legal", np.uint8, (4, 2))])
+    layouts = [
+        fp.LegalLayout.from_dtype(dtype, "n", "legal", spec=fp.ActionSpec(one))
+        for one in (primaries, other, primaries)
+    ]
+    assert layouts[0]._handle == layouts[2]._handle != layouts[1]._handle

@@ -954,3 +954,22 @@ def test_from_env_without_a_structured_observation() -> None:
     loop.env = loop
     with pytest.raises(TypeError, match=f"^Around {message}"):
         LegalLayout.from_env(loop, "n", "legal")
+
+
+def test_what_read_gives_does_not_change_with_the_buffer() -> None:
+    """A list of several dtypes, with a count that is int64 already."""
+    dtype = np.dtype([("n", np.int64), ("a", np.int64, 3), ("b", np.int32, 3), ("x", np.int32)])
+    layout = LegalLayout.from_dtype(dtype, "n", ("a", "b"))
+    records = np.zeros(2, dtype)
+    records["n"] = [1, 2]
+    legal = layout.read(torch.as_tensor(records.view(np.uint8).reshape(2, -1)))
+    records["n"] = 3
+    assert legal.counts.tolist() == [1, 2]
+
+
+def test_a_number_that_becomes_infinite_is_refused() -> None:
+    dtype = np.dtype([("x", np.float32), ("n", np.float32), ("a", np.float32, (2, 1))])
+    layout = LegalLayout.from_dtype(dtype, "n", "a")
+    observations = torch.tensor([[1e300, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"row 0, column 0: 1e\+300 is no float32"):
+        layout.read(observations)

@@ -279,3 +279,64 @@ def test_a_recurrent_policy_s_distribution_is_that_of_its_rollout(env: Bandit) -
             assert torch.equal(value, same)
         alone, _ = policy.distribution(second)
     assert not torch.equal(alone.logits, distribution.logits)
+
+
+def test_a_value_asked_for_in_between_does_not_hide_changed_exploration(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with torch.no_grad():
+        actions = policy.forward_eval(observe(env))[0].sample()
+        policy.explore(temperature=2.0)
+        policy(observe(env))  # for its value, say: nothing is drawn
+        fp.Greedy(policy).forward_eval(observe(env))[0].sample()
+    with pytest.raises(RuntimeError, match=r"drawn at .* \(1\.0, 0\.0\)"):
+        policy(observe(env))[0].log_prob(actions)
+
+
+def test_what_an_encoder_gives_is_named_if_it_is_no_encoding(env: Bandit) -> None:
+    class Bare(BanditEncoder):
+        def forward(self, observations: Tensor) -> Any:
+            return super().forward(observations).hidden
+
+    with pytest.raises(TypeError, match=r"Bare gave a Tensor; .*Encoding\(hidden, entities\)"):
+        fp.FlatPolicy(env, encoder=Bare(env.legal_layout))(observe(env))
+
+
+def test_what_a_recurrent_policy_cannot_do_is_said(env: Bandit) -> None:
+    policy = fp.RecurrentPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with pytest.raises(TypeError, match="has an LSTM of its own"):
+        policy.encode_observations(observe(env))
+    with pytest.raises(ValueError, match="lstm_h and no lstm_c"):
+        policy.forward_eval(observe(env), {"lstm_h": torch.zeros(16, 32)})
+    with pytest.raises(TypeError, match="state must be a dict"):
+        policy.forward_eval(observe(env), ())
+
+
+def test_what_is_no_number_is_refused(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with pytest.raises(TypeError, match="temperature must be a number, got '1'"):
+        policy.explore(temperature="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="integer"):
+        fp.TopK(policy, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        fp.TopK(policy, 0)
+
+
+def test_top_k_plays_the_k_most_probable(env: Bandit) -> None:
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    with torch.no_grad():
+        all_of_it = policy.forward_eval(observe(env))[0].distribution
+        for k in (1, 3, 100):
+            top = fp.TopK(policy, k).forward_eval(observe(env))[0].distribution
+            for row, (mine, theirs) in enumerate(
+                zip(top.legal.to_lists(), all_of_it.legal.to_lists(), strict=True)
+            ):
+                start = int(all_of_it.legal.starts[row])
+                probs = all_of_it.probs[start : start + len(theirs)].tolist()
+                best = sorted(zip(probs, theirs, strict=True), key=lambda one: (-one[0], one[1]))
+                best = best[:k]
+                assert sorted(mine) == sorted(action for _, action in best)
+                start = int(top.legal.starts[row])
+                given = dict(zip(mine, top.probs[start : start + len(mine)].tolist(), strict=True))
+                for prob, action in best:
+                    assert given[action] == pytest.approx(prob / sum(p for p, _ in best), abs=1e-6)
+        assert torch.equal(fp.TopK(policy, 1).forward_eval(observe(env))[0].mode, all_of_it.mode)
