@@ -88,7 +88,7 @@ verify: $(READY)
 	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 5000 --policy flat $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(OFFICIAL) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist resources
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(READY)

@@ -1,4 +1,4 @@
-"""The trainer's compiled update, whole graph, and bfloat16 where you like.
+"""The trainer's compiled update, in one whole graph.
 
     python examples/compiled.py
 

@@ -2,9 +2,12 @@
 
     python examples/exploration.py
 
-Stop it with Ctrl-C whenever you like, and start it again.
+Stop it with Ctrl-C whenever you like, and start it again: it goes on from exploration.pt. The
+learning rate falls over all steps of the run, so train for the same number of steps as before, or
+delete that file.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -22,16 +25,16 @@ from tcg_flatpolicy.train import Settings, make_policy
 settings = Settings(total_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 500_000)
 vecenv = vector.make(EssenceWars, env_kwargs={"record": True}, backend=vector.Serial)
 policy, saved = make_policy(settings, vecenv.driver_env), Path("exploration.pt")
-trainer = PuffeRL(settings.trainer_config("cpu", Path("runs/exploration")), vecenv, policy)
-if saved.exists():
-    restore_trainer(trainer, torch.load(saved, weights_only=True))
-while trainer.global_step < settings.total_steps:
-    left = 1 - trainer.global_step / settings.total_steps
-    policy.explore(temperature=1 + 0.5 * left, epsilon=0.1 * left)  # before evaluate()
-    trainer.evaluate()
-    trainer.train()
-    write_checkpoint(saved, trainer_state(trainer))
-trainer.close()
+config = settings.trainer_config("cpu", Path("runs/exploration"))
+with contextlib.closing(PuffeRL(config, vecenv, policy)) as trainer:
+    if saved.exists():
+        restore_trainer(trainer, torch.load(saved, weights_only=True))
+    while trainer.global_step < settings.total_steps:
+        left = 1 - trainer.global_step / settings.total_steps
+        policy.explore(temperature=1 + 0.5 * left, epsilon=0.1 * left)  # before evaluate()
+        trainer.evaluate()
+        trainer.train()
+        write_checkpoint(saved, trainer_state(trainer))
 policy.explore()  # from here on it plays as it learned to
 for player in (policy, fp.Greedy(policy), fp.TopK(policy, 3)):
     print(f"{type(player).__name__:>8}: {play(player, EssenceWars(100), 200, seed=0)}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tcg_flatpolicy.evaluate import WinRate
 from tcg_flatpolicy.policy import Policy
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
+from tcg_flatpolicy.run_folder import folder_of
 from tcg_flatpolicy.verify import command
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def _parser(settings: type) -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         default=None,
-        help="run folder of a run that was stopped: go on with it, with its settings",
+        help="run folder of a run that was stopped, or its checkpoint.pt: go on with it, with its "
+        "settings",
     )
     for setting in fields(settings):
         flag = "--" + setting.name.replace("_", "-")
@@ -104,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
     names = [setting.name for setting in fields(train.Settings)]
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     if options.resume:
-        folder = options.resume
+        folder = folder_of(options.resume)
         report = train.resume(folder, given, say=_say)
     else:
         settings = train.Settings(**given)
@@ -155,6 +157,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     if options.games < 1:
         raise ValueError(f"--games must be at least 1, got {options.games}")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed must lie in 0..2**63 - 1, got {options.seed}")
     if options.top_k is not None and options.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {options.top_k}")
     settings, policy = trained_policy(options.run)

@@ -64,13 +64,21 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: as trainer_state.
-        ValueError, RuntimeError: the state is of another policy, optimiser or environment.
+        ValueError, RuntimeError: the state is of another policy, optimiser or environment, or its
+            learning rate is annealed over another number of epochs.
     """
     environments = _environments(trainer)
     if len(environments) != len(state["environments"]):
         raise ValueError(
             f"the state is of {len(state['environments'])} environments, the trainer has "
             f"{len(environments)}"
+        )
+    epochs, saved_epochs = trainer.scheduler.T_max, state["scheduler"]["T_max"]
+    if trainer.config["anneal_lr"] and epochs != saved_epochs:
+        raise ValueError(
+            f"the state's learning rate is annealed over {saved_epochs} epochs, the trainer's over "
+            f"{epochs}, and the schedule cannot change on the way; make the trainer with the "
+            "total_timesteps and batch_size that the state was saved with, or train anew"
         )
     trainer.uncompiled_policy.load_state_dict(state["policy"])
     trainer.optimizer.load_state_dict(state["optimizer"])

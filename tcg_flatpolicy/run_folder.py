@@ -34,6 +34,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads what :func:`write_json` wrote.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; mend or delete it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: no JSON object; mend or delete it")
+    return content
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Writes rows of the same keys as CSV with a header, whole; nothing for no rows."""
     if not rows:
@@ -46,12 +61,23 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """Reads what :func:`write_csv` wrote; whole numbers come back as int."""
-    with path.open(newline="") as file:
+    """Reads what :func:`write_csv` wrote; whole numbers come back as int.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with path.open(newline="") as file:
+            header, *lines = csv.reader(file)
         return [
-            {key: int(text) if text.isdecimal() else float(text) for key, text in row.items()}
-            for row in csv.DictReader(file)
+            {
+                key: int(text) if text.isdecimal() else float(text)
+                for key, text in zip(header, line, strict=True)
+            }
+            for line in lines
         ]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}; put back a whole one") from error
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -82,6 +108,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"policy", "settings"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of `python -m tcg_flatpolicy train`")
     return content
+
+
+def folder_of(run: Path) -> Path:
+    """The run folder that is named by itself or by its checkpoint.
+
+    Raises:
+        ValueError: another file.
+    """
+    if not run.is_file():
+        return run
+    if run.name != CHECKPOINT:
+        raise ValueError(f"{run} is neither a run folder nor its {CHECKPOINT}; pass one of these")
+    return run.parent
 
 
 def provenance() -> dict[str, Any]:

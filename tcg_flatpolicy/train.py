@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 import shlex
@@ -30,9 +29,11 @@ from tcg_flatpolicy.resume import restore_trainer, trainer_state
 from tcg_flatpolicy.run_folder import (
     CHECKPOINT,
     draw_curves,
+    folder_of,
     provenance,
     read_checkpoint,
     read_csv,
+    read_json,
     write_checkpoint,
     write_csv,
     write_json,
@@ -114,6 +115,10 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in 0..2**63 - 1, got {self.seed}")
+        if self.eval_games < 0:
+            raise ValueError(f"eval_games must not be negative, got {self.eval_games}")
         for name in ("temperature", "final_temperature"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -131,8 +136,10 @@ class Settings:
             )
         if self.head not in HEADS:
             raise ValueError(f"no head is named {self.head!r}; take one of {sorted(HEADS)}")
-        if self.eval_games < 0:
-            raise ValueError(f"eval_games must not be negative, got {self.eval_games}")
+        if self.compile and self.head != "flat":
+            raise ValueError(
+                f"compile takes the head 'flat', got the head {self.head!r}; leave one of them out"
+            )
         if self.opponent == "self":
             raise ValueError(
                 "opponent 'self' alternates between two players in one row, which PPO's value "
@@ -219,7 +226,8 @@ class Report:
     seconds: float
     """Of the whole run, evaluations included."""
     before: dict[str, WinRate]
-    """"sampling" and "mode" -> what the untrained policy won."""
+    """"sampling" and "mode" -> what the untrained policy won; evaluations that were interrupted are
+    left out."""
     after: dict[str, WinRate]
 
 
@@ -244,7 +252,9 @@ def evaluate(
     """Plays games against a built-in opponent, sampling and with the mode; {} for 0 games.
 
     With ``top_k`` also sampling among that many most probable tuples. It plays on the CPU,
-    in float32 and without the exploration of training.
+    in float32 and without the exploration of training. Once ``stopped`` says True it plays no more,
+    and leaves out the way that was being played: the games that have ended by then are the short
+    ones.
     """
     from tcg_flatpolicy.envs.essence_wars import EssenceWars
 
@@ -267,7 +277,8 @@ def evaluate(
         players[f"top {top_k}"] = TopK(player, top_k)
     # The trainer leaves the process inside autocast.
     with torch.autocast("cpu", enabled=False):
-        return {way: play(one, env, games, seed, stopped) for way, one in players.items()}
+        results = {way: play(one, env, games, seed, stopped) for way, one in players.items()}
+    return {way: result for way, result in results.items() if result.games == games}
 
 
 def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) -> Report:
@@ -275,8 +286,9 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
 
     PuffeRL itself does the training: evaluate(), train(), and again. On a terminal it shows its own
     dashboard; elsewhere a line goes to ``say`` every few seconds. SIGINT ends the run after the
-    epoch it is in, with all of its files and the report; a second SIGINT ends it at once, and what
-    it leaves is the checkpoint before.
+    epoch it is in, with all of its files and the report, or the evaluation it is in, which is left
+    out; a second SIGINT ends it at once, and what it leaves is the checkpoint before. The first
+    checkpoint is written before the first epoch.
 
     Started by torchrun, each process plays num_games games of its own, and the policy is one:
     total_steps and the report's steps are those of all processes together. The process of rank 0
@@ -285,15 +297,20 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
     Raises:
         ImportError: PufferLib or the game is not installed.
         RuntimeError: the installed PufferLib does not behave as this library relies on.
-        FileExistsError: the folder already holds a run.
+        FileExistsError: the folder already holds a run, or a config.json.
         ValueError: settings that cannot be under torchrun.
     """
-    if (folder / "config.json").exists():
+    if (folder / CHECKPOINT).exists():
         raise FileExistsError(
             f"{folder} already holds a run; name another folder with --folder, or go on with it "
             "with --resume"
         )
-    return _run(settings, folder, say, None)
+    if (folder / "config.json").exists():
+        raise FileExistsError(
+            f"{folder} holds a config.json, and no {CHECKPOINT} to go on from; name another folder "
+            "with --folder, or delete it"
+        )
+    return _run(settings, folder, say)
 
 
 def resume(
@@ -307,18 +324,19 @@ def resume(
     had ended is evaluated and reported again.
 
     Args:
-        folder: of the run.
+        folder: of the run, or its checkpoint.pt.
         changes: settings that are to be others. Only total_steps can be, and only where nothing
             follows it (no annealing).
         say: gets a line every few seconds.
 
     Raises:
         ImportError: PufferLib or the game is not installed.
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no checkpoint, or no metrics.csv.
         ValueError: a setting was changed, the run has workers, was started by torchrun or takes
-            muon, or the checkpoint is another version's.
+            muon, the checkpoint is another version's, or a file of the run is damaged.
         RuntimeError: the installed PufferLib or game does not behave as when the run was stopped.
     """
+    folder = folder_of(folder)
     content = read_checkpoint(folder)
     settings = saved_settings(content, folder, changes)
     saved = content["settings"]
@@ -337,7 +355,26 @@ def resume(
             raise ValueError(
                 f"a resumed run keeps its settings, and {what}; leave it out, or train anew"
             )
-    return _run(settings, folder, say, content)
+    rows = _rows_until(folder / "metrics.csv", content["trainer"]["global_step"])
+    config = folder / "config.json"
+    return _run(settings, folder, say, content, rows, read_json(config) if config.exists() else {})
+
+
+def _rows_until(path: Path, steps: int) -> list[dict[str, float]]:
+    """What metrics.csv, which may be ahead of a checkpoint, holds up to that."""
+    if not steps:
+        return []
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing, and a run that goes on adds to it; put it back, or train anew"
+        )
+    rows = [row for row in read_csv(path) if row.get("steps", math.inf) <= steps]
+    if not rows or rows[-1]["steps"] != steps:
+        raise ValueError(
+            f"{path} has no row of step {steps}, at which the checkpoint was written; put back the "
+            "one that had, or train anew"
+        )
+    return rows
 
 
 def saved_settings(
@@ -368,17 +405,22 @@ def _not_resumable(settings: Settings) -> str | None:
 
 
 def _run(
-    settings: Settings, folder: Path, say: Callable[[str], None], saved: dict[str, Any] | None
+    settings: Settings,
+    folder: Path,
+    say: Callable[[str], None],
+    saved: Mapping[str, Any] | None = None,
+    rows: list[dict[str, float]] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Report:
-    """A whole run, or the rest of one that was ``saved``."""
+    """A whole run, or the rest of one: its checkpoint, metrics until then, and config.json."""
     from pufferlib.pufferl import PuffeRL
 
     puffer.check_contract()
     if settings.compile:
-        from torch._dynamo import config
+        from torch._dynamo import config as dynamo
 
         # For operators whose size is known only when they run; before torch 2.13 it must be asked.
-        config.capture_dynamic_output_shape_ops = True
+        dynamo.capture_dynamic_output_shape_ops = True
     started = time.monotonic() - (saved["seconds"] if saved else 0.0)
     torch.set_num_threads(settings.threads)
     under_torchrun = "LOCAL_RANK" in os.environ
@@ -418,14 +460,10 @@ def _run(
                 distributed.distribute(policy) if under_torchrun else policy,
             )
         stack.callback(_close, trainer, rank, on_terminal)
-        rows: list[dict[str, float]] = []
+        rows = rows or []
         if saved:
             say(f"playing the games again up to step {saved['trainer']['global_step']:,}")
             restore_trainer(trainer, saved["trainer"])
-            written = read_csv(folder / "metrics.csv") if trainer.epoch else []
-            rows = [row for row in written if row["steps"] <= trainer.global_step]
-        if not rank:
-            _write_config(folder, settings, trainer.global_step if saved else None)
 
         def write_metrics() -> None:
             if not rank:
@@ -447,6 +485,10 @@ def _run(
         def stop() -> bool:
             return distributed.on_any_rank(stopped()) if under_torchrun else stopped()
 
+        if not saved:
+            save()  # first of all files: a run that crashes at any time after this can be resumed
+        if not rank:
+            _write_config(folder, settings, config, trainer.global_step)
         steps_here = settings.total_steps // ranks
         last_epoch = math.ceil(steps_here / settings.batch_size) - 1
         illegal = 0
@@ -475,14 +517,15 @@ def _run(
         if under_torchrun:
             illegal = distributed.sum_over_ranks(illegal)
         interrupted = stop()
-        if interrupted and resumable:
-            where = shlex.quote(str(folder))
-            say(f"to go on from here: python -m tcg_flatpolicy train --resume {where}")
         after: dict[str, WinRate] = {}
         if not interrupted and not rank:
             if settings.eval_games:
                 say(f"playing {settings.eval_games} games with the trained policy, twice")
             after = _evaluate_own(settings, policy, stopped)
+            interrupted = stopped()  # of this process alone: the others have ended
+        if interrupted and resumable:
+            where = shlex.quote(str(folder))
+            say(f"to go on from here: python -m tcg_flatpolicy train --resume {where}")
     report = Report(
         steps=steps,
         steps_per_second=steps / training_seconds,
@@ -566,15 +609,15 @@ def _close(trainer: Any, rank: int, on_terminal: bool) -> None:
             trainer.close()
 
 
-def _write_config(folder: Path, settings: Settings, resumed_at: int | None) -> None:
+def _write_config(
+    folder: Path, settings: Settings, earlier: Mapping[str, Any] | None, steps: int
+) -> None:
     """Settings and provenance; of a resumed run, the step and the provenance of each part."""
-    path = folder / "config.json"
     content = {"settings": asdict(settings), **provenance()}
-    if resumed_at is not None and path.exists():
-        earlier = json.loads(path.read_text())
-        parts = [*earlier.get("resumed", []), {"steps": resumed_at, **provenance()}]
+    if earlier:
+        parts = [*earlier.get("resumed", []), {"steps": steps, **provenance()}]
         content = {**earlier, "settings": asdict(settings), "resumed": parts}
-    write_json(path, content)
+    write_json(folder / "config.json", content)
 
 
 def _evaluate_own(

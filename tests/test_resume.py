@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,6 +21,7 @@ import numpy as np
 import pufferlib.vector
 import pytest
 import torch
+from pufferlib.pufferl import Utilization
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy import cli, evaluate, train
@@ -86,7 +90,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch, crash: bool = False) -> None:
     """Ends a run by SIGINT, or by a crash, after its checkpoint of an epoch."""
-    written = 0
+    written = -1  # there is one before the first epoch
     write = train.write_checkpoint
 
     def write_and_stop(path: Path, content: dict[str, Any]) -> None:
@@ -165,6 +169,70 @@ def test_a_crash_loses_what_came_after_the_last_checkpoint_and_nothing_else(
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
+def test_a_crash_in_the_first_epoch_leaves_a_run_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SMALL, total_steps=2 * 128, checkpoint_seconds=60)
+    train.train(settings, tmp_path / "whole", quiet)
+    with monkeypatch.context() as patch:
+        patch.delattr(train, "_metrics")
+        with pytest.raises(NameError):
+            train.train(settings, tmp_path / "parts", quiet)
+    assert checkpoint(tmp_path / "parts")["trainer"]["epoch"] == 0
+    with pytest.raises(
+        FileExistsError, match=r"already holds a run; .* go on with it with --resume"
+    ):
+        train.train(settings, tmp_path / "parts", quiet)
+    train.resume(tmp_path / "parts" / "checkpoint.pt", say=quiet)
+    assert differences(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")) == []
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+def test_a_config_that_is_not_of_a_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="name another folder with --folder, or delete it"):
+        train.train(SMALL, tmp_path, quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_an_evaluation_that_was_interrupted_is_left_out(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Second is the mode before training, fourth the mode after it; what has ended are few games.
+
+    A run that goes on plays them again.
+    """
+    settings = replace(SMALL, total_steps=128, eval_games=20)
+    ways, said, played = {"sampling", "mode"}, [], []
+    play = train.play
+
+    def play_and_interrupt(policy: Any, env: Any, games: int, seed: int, stopped: Any) -> Any:
+        def stopped_on_the_way() -> bool:
+            nonlocal asked
+            asked += 1
+            if len(played) == number - 1 and asked == 28:
+                signal.raise_signal(signal.SIGINT)
+            return bool(stopped())
+
+        asked = 0
+        played.append(play(policy, env, games, seed, stopped_on_the_way))
+        return played[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "play", play_and_interrupt)
+        report = train.train(settings, tmp_path, said.append)
+    assert [0 < result.games < 20 for result in played] == [False] * (number - 1) + [True]
+    assert report.interrupted
+    assert "to go on from here" in said[-1]
+    assert set(report.before) == (ways if number == 4 else {"sampling"})
+    assert set(report.after) == ({"sampling"} if number == 4 else set())
+    report = train.resume(tmp_path, say=quiet)
+    assert not report.interrupted
+    assert set(report.before) == set(report.after) == ways
+    assert {result.games for result in (*report.before.values(), *report.after.values())} == {20}
+
+
 def test_total_steps_can_be_raised_where_nothing_is_annealed(tmp_path: Path) -> None:
     settings = replace(SMALL, anneal_lr=False, temperature=1.2, final_temperature=1.2)
     train.train(settings, tmp_path / "whole", quiet)
@@ -229,11 +297,53 @@ def test_what_cannot_be_resumed_says_why(
         train.resume(tmp_path)
     content = checkpoint(finished)
     torch.save({**content, "device": "cuda"}, tmp_path / "checkpoint.pt")
+    shutil.copy(finished / "metrics.csv", tmp_path)
     with pytest.raises(ValueError, match="was trained on cuda, here it would go on cpu"):
         train.resume(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="under torchrun"):
         train.resume(finished)
+
+
+def test_a_run_is_named_by_its_folder_or_its_checkpoint(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert cli.main(["train", "--resume", str(run / "checkpoint.pt")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["run", "folder", str(run)]
+    best = run / "best.pt"
+    shutil.copy(run / "checkpoint.pt", best)
+    assert cli.main(["train", "--resume", str(best)]) == 2
+    assert f"{best} is neither a run folder nor its checkpoint.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("metrics.csv", None, "is missing, .* put it back, or train anew"),
+        ("metrics.csv", "", "is damaged: .* put back a whole one"),
+        ("metrics.csv", "steps,seconds\n128,1.5\n25", "is damaged: .* put back a whole one"),
+        ("metrics.csv", "steps,seconds\n64,1.5\n", "has no row of step 128, .* train anew"),
+        ("metrics.csv", "seconds\n1.5\n", "has no row of step 128, .* train anew"),
+        ("config.json", '{"settings": {', "is damaged: .* mend or delete it"),
+        ("config.json", "[]", "is damaged: .* mend or delete it"),
+    ],
+)
+def test_files_without_which_a_run_cannot_go_on_are_read_before_it_does(
+    finished: Path, tmp_path: Path, name: str, content: str | None, complaint: str
+) -> None:
+    run, said = tmp_path / "run", []
+    shutil.copytree(finished, run)
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content)
+    with pytest.raises(
+        (FileNotFoundError, ValueError), match=f"{re.escape(str(run / name))} {complaint}"
+    ):
+        train.resume(run, say=said.append)
+    assert said == []
 
 
 # The environment's games
@@ -373,7 +483,10 @@ def test_a_trainer_that_cannot_be_saved(trainers: Any) -> None:
 def test_the_example_stops_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A second time it has nothing left to train, and plays what it played the first time."""
+    """A second time it has nothing left to train, and plays what it played the first time.
+
+    For more steps the learning rate would fall another way, and it ends.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["examples/exploration.py", "8192"])
     few_games = partial(evaluate.play, env=EssenceWars(4), games=4)
@@ -386,3 +499,8 @@ def test_the_example_stops_and_goes_on(
     assert played[0] == played[1]
     saved = torch.load(tmp_path / "exploration.pt", weights_only=True)
     assert saved["global_step"] == 8192
+    monkeypatch.setattr(sys, "argv", ["examples/exploration.py", "16384"])
+    with pytest.raises(ValueError, match=r"annealed over 1 epochs, the trainer's over 2, .* anew"):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    threads = [thread for thread in threading.enumerate() if isinstance(thread, Utilization)]
+    assert all(thread.stopped for thread in threads)  # or the process would not end
