@@ -14,6 +14,8 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tcg_flatpolicy.policy import Policy
+
 
 def start(device: str = "auto") -> tuple[int, str]:
     """Joins the processes that torchrun started: nccl on GPUs, one each, or gloo on the CPU.
@@ -55,9 +57,10 @@ def start(device: str = "auto") -> tuple[int, str]:
 def distribute(policy: nn.Module) -> DistributedDataParallel:
     """The policy with its gradients averaged over all processes, for PuffeRL.
 
-    Every process starts from the parameters of rank 0, and keeps the same ones. Exploration is each
-    process's own: call explore() on the policy, after this, before evaluate(). Save
-    ``policy.state_dict()``: the names in that of what is returned have a prefix.
+    Every process starts from the parameters and the exploration of rank 0, and keeps the same
+    parameters. Exploration is then each process's own: call explore() on the policy, after this,
+    before evaluate(). Save ``policy.state_dict()``: the names in that of what is returned have a
+    prefix.
 
     Args:
         policy: a Policy, a RecurrentPolicy or PufferLib's LSTMWrapper around a Policy, on its
@@ -74,6 +77,9 @@ def distribute(policy: nn.Module) -> DistributedDataParallel:
     # Exploration is in buffers: broadcast at each forward, that of rank 0 would take the place of
     # another rank's between its rollout and its update. (As an argument, torch deprecates it.)
     wrapped.broadcast_buffers = False
+    for module in policy.modules():
+        if isinstance(module, Policy):  # whose buffers are rank 0's now
+            module._read_exploration()
     wrapped.forward_eval = policy.forward_eval
     wrapped.hidden_size = policy.hidden_size
     return wrapped

@@ -68,17 +68,24 @@ def play(
         policy: with forward_eval, as PufferLib has it; wrap it in Greedy to play the mode. A
             recurrent one starts each game from a zero state.
         env: a native environment of num_agents games side by side, whose rewards at a game's end
-            are above 0 for a win and below 0 for a loss, and which counts illegal_actions.
+            are above 0 for a win and below 0 for a loss, and which counts illegal_actions. It has
+            one agent a game: its agents_per_game, if it has that, is 1.
         games: in all; a multiple of env.num_agents.
         seed: of the games and the draws; torch's own generator is left as it was.
         stopped: asked before each step; True ends the count early.
 
     Raises:
-        ValueError: games is not a multiple of env.num_agents.
+        ValueError: games is not positive or not a multiple of env.num_agents, or an environment
+            with more than one agent a game.
     """
-    quota, rest = divmod(games, env.num_agents)
-    if rest or not quota:
-        raise ValueError(f"{games} games cannot be shared equally by {env.num_agents} slots")
+    agents = getattr(env, "agents_per_game", 1)
+    if agents != 1:
+        raise ValueError(
+            f"{type(env).__name__} has {agents} agents a game, and play() would count each game "
+            f"{agents} times: let two policies play there with play_match(), or play() a built-in "
+            "opponent in an environment of one agent a game, such as EssenceWars"
+        )
+    quota = _games_each(games, env.num_agents)
     started = time.monotonic()
     illegal_before = env.illegal_actions
     done = np.zeros(env.num_agents, dtype=np.int64)
@@ -126,8 +133,9 @@ def play_match(
     Args:
         first: plays the even rows, with forward_eval as for `play`; may be the second as well.
         second: plays the odd rows.
-        env: a native environment whose rows 2g and 2g + 1 are the two players of game g, with
-            rewards and illegal_actions as for `play`; EssenceWarsTwoPlayers, say.
+        env: a native environment whose rows 2g and 2g + 1 are the two players of game g, and which
+            says so with agents_per_game = 2; rewards and illegal_actions as for `play`.
+            EssenceWarsTwoPlayers, say.
         games: in all; a multiple of env.num_agents / 2. As in `play`, each slot plays as many.
         seed: of the games and the draws; torch's own generator is left as it was.
         stopped: asked before each step; True ends the count early.
@@ -137,14 +145,19 @@ def play_match(
         not counted.
 
     Raises:
-        ValueError: an environment of an odd number of rows, or games that its slots cannot share.
+        ValueError: games is not positive or not a multiple of env.num_agents / 2, or an environment
+            without two agents a game.
     """
-    rows = env.num_agents
+    rows, agents = env.num_agents, getattr(env, "agents_per_game", 1)
+    if agents != 2:
+        raise ValueError(
+            f"play_match() needs two agents a game, and {type(env).__name__} has {agents}: take "
+            "EssenceWarsTwoPlayers, or play() against a built-in opponent; an environment of your "
+            "own whose rows 2g and 2g + 1 are the players of game g says so by agents_per_game = 2"
+        )
     if rows % 2:
         raise ValueError(f"two players need two rows a game, the environment has {rows} in all")
-    quota, rest = divmod(games, rows // 2)
-    if rest or not quota:
-        raise ValueError(f"{games} games cannot be shared equally by {rows // 2} slots")
+    quota = _games_each(games, rows // 2)
     started = time.monotonic()
     illegal_before = env.illegal_actions
     done = np.zeros(rows // 2, dtype=np.int64)
@@ -179,3 +192,13 @@ def play_match(
         illegal=env.illegal_actions - illegal_before,
         seconds=time.monotonic() - started,
     )
+
+
+def _games_each(games: int, slots: int) -> int:
+    """How many games each slot plays."""
+    if games < 1:
+        raise ValueError(f"games must be at least 1, got {games}")
+    quota, rest = divmod(games, slots)
+    if rest:
+        raise ValueError(f"{games} games cannot be shared equally by {slots} slots")
+    return quota

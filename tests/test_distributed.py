@@ -131,8 +131,11 @@ def train_kind(kind: str, epochs: int, rank: int, device: str, folder: Path) -> 
     legal_tuples, empty_rows = [], []
     furthest, shown = 0.0, hashlib.sha256()
     first = [p.detach().clone() for p in trained.parameters()]
+    policy.explore(3.0 - rank, 0.2 + 0.1 * rank)  # before distribute(): rank 0's holds
+    distributed_policy = distributed.distribute(trained)
+    began_with = policy._exploration, (float(policy.temperature), float(policy.epsilon))
     with contextlib.redirect_stdout(io.StringIO()):  # the dashboard
-        trainer = PuffeRL(config, vecenv, distributed.distribute(trained))
+        trainer = PuffeRL(config, vecenv, distributed_policy)
         for epoch in range(epochs):
             # A rollout's first lists were dealt at the end of the one before, so each share is
             # kept for two rollouts: the second has no other lists.
@@ -155,6 +158,7 @@ def train_kind(kind: str, epochs: int, rank: int, device: str, folder: Path) -> 
         ),
         "parameters": {name: p.detach().cpu() for name, p in trained.named_parameters()},
         "exploration": (float(policy.temperature), float(policy.epsilon)),
+        "began_with": began_with,
         "finite": all(bool(p.isfinite().all()) for p in trained.parameters()),
         "furthest_ratio": furthest,
         "legal_tuples": legal_tuples,
@@ -207,6 +211,14 @@ def test_the_ratio_is_one_with_exploration_of_the_rank_s_own(ranks: Any, kind: s
         assert seen[kind]["furthest_ratio"] < 1e-5
         last = (EPOCHS[kind] - 1) % 3
         assert seen[kind]["exploration"] == pytest.approx((1 + 0.1 * last + 0.3 * rank, 0.1 * rank))
+
+
+@pytest.mark.parametrize("kind", EPOCHS)
+def test_every_rank_starts_from_the_exploration_of_rank_0(ranks: Any, kind: str) -> None:
+    """What Python computes with is what the buffers hold, which were broadcast."""
+    for rank in ranks:
+        for pair in rank[kind]["began_with"]:
+            assert pair == pytest.approx((3.0, 0.2))
 
 
 def test_all_ranks_hear_of_a_flag_on_any(ranks: Any) -> None:

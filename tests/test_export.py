@@ -357,6 +357,53 @@ def test_the_default_encoder_and_torch_export(tmp_path: Path) -> None:
     torch.testing.assert_close(log_probs, wanted, rtol=0, atol=1e-5)
     torch.testing.assert_close(values, value.squeeze(1))
 
+    # Lists of another dtype: a policy takes them, and a program too, or it names the dtypes.
+    legal, n_legal = padded(lists, 6, 1)
+    small = legal.clamp(min=0).to(torch.uint8), n_legal.to(torch.int16)
+    assert torch.equal(PaddedPolicy(policy)(fields, *small)[0], log_probs)
+    complaint = "dtype mismatch"
+    try:
+        assert torch.equal(program(fields, *small)[0], log_probs)
+    except RuntimeError as error:
+        complaint = str(error)
+    assert "dtype mismatch" in complaint
+
+
+@pytest.mark.parametrize("head", ["flat", "autoregressive"])
+def test_large_scores_are_no_fault_of_the_encoder(head: str) -> None:
+    """Observations in the thousands: float32 cannot hold what the scores differ by."""
+    layout = layout_for(BANDIT_SPEC)
+    env = Bandit(20)
+    env.reset(seed=1)
+    observations = observed(layout, env.lists)
+    layout.field(observations, "numbers").mul_(1e4)
+    names = list(BANDIT_SPEC.entity_names)
+
+    def policy(encoder: type[NumbersEncoder]) -> fp.Policy:
+        made = fp.Policy(spec=BANDIT_SPEC, layout=layout, encoder=encoder(layout, names), head=head)
+        return stirred(made)
+
+    export_program(policy(NumbersEncoder), observations)
+    with pytest.raises(RuntimeError, match=r"decide otherwise\? Or are the scores so large"):
+        export_program(policy(Doubled), observations)
+
+
+def test_an_autoregressive_log_prob_keeps_its_digits_at_large_logits() -> None:
+    layout = layout_for(BANDIT_SPEC)
+    env = Bandit(20)
+    env.reset(seed=1)
+    observations = observed(layout, env.lists)
+    numbers = layout.field(observations, "numbers").mul_(1e4)
+    encoder = NumbersEncoder(layout, list(BANDIT_SPEC.entity_names))
+    policy = stirred(
+        fp.Policy(spec=BANDIT_SPEC, layout=layout, encoder=encoder, head="autoregressive")
+    )
+    with torch.no_grad():
+        wanted = expected_log_probs(policy.distribution(observations)[0], env.lists, ROOM)
+        got, _ = PaddedPolicy(policy)({"numbers": numbers}, *padded(env.lists, ROOM, 2))
+    assert (wanted[wanted.isfinite()] < -1e4).any()
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
 
 class Unlike(NumbersEncoder):
     """Gives another answer for fields than for observations."""
@@ -364,6 +411,14 @@ class Unlike(NumbersEncoder):
     def forward(self, observations: Tensor) -> fp.Encoding:
         hidden, entities = super().forward(observations)
         return fp.Encoding(hidden + isinstance(observations, dict), entities)
+
+
+class Doubled(NumbersEncoder):
+    """Likewise, whatever the size of the numbers."""
+
+    def forward(self, observations: Tensor) -> fp.Encoding:
+        hidden, entities = super().forward(observations)
+        return fp.Encoding(hidden * (1 + isinstance(observations, dict)), entities)
 
 
 class OfBytes(NumbersEncoder):
@@ -389,6 +444,16 @@ class OwnHead(nn.Module):
 
     def forward(self, *arguments: Any) -> Any:
         return self.flat(*arguments)
+
+
+def test_a_path_that_cannot_be_written_raises_before_the_export(tmp_path: Path) -> None:
+    needs_onnx()
+    policy = bandit_policy(fp.FlatPolicy)
+    nothing = torch.zeros(0, 1)  # which the export itself would refuse
+    with pytest.raises(FileNotFoundError, match=r"missing/policy.onnx does not exist: make .*miss"):
+        export_onnx(policy, tmp_path / "missing" / "policy.onnx", nothing)
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+        export_onnx(policy, tmp_path, nothing)
 
 
 def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +483,11 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export_program(policy(Unlike), observations)
     with pytest.raises(RuntimeError, match="does a subclass decide otherwise"):
         export_program(policy(head=Softer), observations)
+
+    with pytest.raises(ValueError, match="115 bytes, the layout 116"):
+        export_program(policy(), observations[:, 1:].contiguous())
+    with pytest.raises(TypeError, match=r"a tensor, got ndarray; of an array, torch.as_tensor"):
+        export_program(policy(), observations.numpy())  # type: ignore[arg-type]
 
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"needs onnx: pip install 'tcg_flatpolicy\[export"):

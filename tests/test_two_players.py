@@ -176,8 +176,9 @@ def test_the_audit_finds_nothing_in_the_native_environment(random_decks: bool) -
 
 def test_a_waiting_player_may_send_the_no_op_only() -> None:
     env = EssenceWarsTwoPlayers(3)
-    with pytest.raises(RuntimeError, match="before reset"):
-        env.step(np.zeros((6, 4), dtype=np.int64))
+    for sent in (0, 1):  # the no-op and another tuple
+        with pytest.raises(RuntimeError, match=r"Players\.step before reset"):
+            env.step(np.full((6, 4), sent))
     env.reset(0)
     before = env.observations.copy()
     actions = np.zeros((6, 4), dtype=np.int64)
@@ -346,6 +347,8 @@ def test_bad_input_through_pettingzoo() -> None:
     with pytest.raises(ValueError, match=r"player_0: \(2, 0, 3, 0\): .* is not legal; of the"):
         env.step({"player_0": np.array([2, 0, 3, 0])})
     assert env.illegal_actions == 2
+    with pytest.raises(ValueError, match="'player_2' is not an agent; there are player_0 and play"):
+        env.step({"player_0": noop, "player_2": noop})
     with pytest.raises(ValueError, match=r"an action must be \(4,\), got \(3,\)"):
         env.step({"player_0": noop[:3]})
     with pytest.raises(TypeError, match="player_0: actions must be integers, got float32"):
@@ -592,5 +595,21 @@ def test_a_match_of_recurrent_policies_and_what_it_refuses() -> None:
     assert play_match(policy, policy, env, 2, 1, stopped=lambda: True).games == 0
     with pytest.raises(ValueError, match="3 games cannot be shared equally by 2 slots"):
         play_match(policy, policy, env, games=3, seed=1)
+    with pytest.raises(ValueError, match=r"two agents a game, and EssenceWars has 1: take Essence"):
+        play_match(policy, policy, EssenceWars(4), games=4, seed=1)
+    odd = EssenceWars(3)
+    odd.agents_per_game = 2  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="two rows a game, the environment has 3"):
-        play_match(policy, policy, EssenceWars(3), games=3, seed=1)
+        play_match(policy, policy, odd, games=3, seed=1)
+    with pytest.raises(ValueError, match="games must be at least 1, got -2"):
+        play_match(policy, policy, env, games=-2, seed=1)
+
+
+def test_play_refuses_both_players_as_agents_and_games_that_are_none() -> None:
+    env = EssenceWarsTwoPlayers(2)
+    policy = a_policy(env)
+    with pytest.raises(ValueError, match=r"has 2 agents a game.*with play_match\(\)"):
+        play(policy, env, games=4, seed=1)
+    for games in (0, -4):
+        with pytest.raises(ValueError, match=f"games must be at least 1, got {games}"):
+            play(policy, EssenceWars(4), games=games, seed=1)

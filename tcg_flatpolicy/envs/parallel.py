@@ -151,10 +151,16 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         Raises:
             RuntimeError: no game is running.
             TypeError: actions are not integers.
-            ValueError: no action of the agent that is to move, or one that is not legal.
+            ValueError: an agent that does not exist, no action of the one that is to move, or one
+                that is not legal.
         """
         if self._mover is None:
             raise RuntimeError("no game is running; call reset() first")
+        for agent in actions:
+            if agent not in self.possible_agents:
+                raise ValueError(
+                    f"{agent!r} is not an agent; there are {' and '.join(self.possible_agents)}"
+                )
         chosen = {agent: np.asarray(action) for agent, action in actions.items()}
         if self._mover not in chosen:
             raise ValueError(f"{self._mover} is to move, and there is no action of it")

@@ -85,7 +85,10 @@ class EssenceWarsTwoPlayers(pufferlib.PufferEnv):  # type: ignore[misc]
         legal_layout: where the legal list lies in an observation.
         observation_dtype: `OBSERVATION_DTYPE`; observations are (2 * num_games, itemsize) uint8.
         games: the `EssenceWars` with opponent "self" that plays them.
+        agents_per_game: 2, which tcg_flatpolicy.evaluate looks at.
     """
+
+    agents_per_game = 2
 
     def __init__(
         self,
@@ -149,6 +152,8 @@ class EssenceWarsTwoPlayers(pufferlib.PufferEnv):  # type: ignore[misc]
             TypeError: actions are not integers.
             ValueError: actions of another shape, or one that is not legal; it is named.
         """
+        if not self.games._started:
+            raise RuntimeError("EssenceWarsTwoPlayers.step before reset; call reset() first")
         actions = np.asarray(actions)
         if actions.shape != (self.num_agents, 4):
             raise ValueError(f"actions must be ({self.num_agents}, 4), got {actions.shape}")
