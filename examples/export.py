@@ -1,4 +1,9 @@
-"""A policy as an ONNX file, and a game server that plays it with NumPy and onnxruntime alone."""
+"""A policy as an ONNX file, and a game server that plays it with NumPy and onnxruntime alone.
+
+    python examples/export.py
+
+It writes policy.onnx into the current folder.
+"""
 
 import json
 
@@ -26,3 +31,4 @@ for _ in range(20):
     place = (log_probs + rng.gumbel(size=log_probs.shape)).argmax(1)  # log_probs.argmax(1): mode
     actions = np.where(n_legal[:, None] > 0, legal[np.arange(len(legal)), place], noop)
     observations, *_ = env.step(actions)  # raises at an illegal one
+print(f"20 steps of 64 games, {env.illegal_actions} illegal actions")

@@ -281,7 +281,9 @@ def export_onnx(policy: nn.Module, path: str | Path, observations: Tensor) -> No
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(
-                f"export_onnx needs {package}: pip install 'tcg_flatpolicy[export]'", name=package
+                f"export_onnx needs {package}: from a checkout of this library, "
+                "pip install '.[export]'",
+                name=package,
             )
     if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
         raise RuntimeError(

@@ -196,5 +196,5 @@ MISSING_PUFFERLIB = (
     "PufferLib is not installed. Install it the way your project does (a fork is fine), or, from a "
     "checkout of this library: pip install '.[puffer]' 'setuptools>=77' wheel, then "
     "PUFFERLIB_DISABLE_CUDA=1 pip install --no-deps --no-build-isolation "
-    "--no-binary pufferlib-core pufferlib-core (without the variable where there is a GPU)"
+    "--no-binary pufferlib-core pufferlib-core==3.0.23 (without the variable where there is a GPU)"
 )

@@ -1,6 +1,6 @@
 """For your own test suite: hypothesis strategies, and the audits as pytest tests.
 
-Needs hypothesis and pytest: ``pip install 'tcg_flatpolicy[testing]'``. Shapes: B rows, N legal
+Needs hypothesis and pytest (from a checkout: ``pip install '.[testing]'``). Shapes: B rows, N legal
 tuples in the whole batch, H = 1 + slots values in a tuple.
 """
 
@@ -26,7 +26,8 @@ try:
     from hypothesis import strategies as st
 except ImportError as error:
     raise ImportError(
-        f"tcg_flatpolicy.testing needs {error.name}: pip install 'tcg_flatpolicy[testing]'"
+        f"tcg_flatpolicy.testing needs {error.name}: from a checkout of this "
+        "library, pip install '.[testing]'"
     ) from error
 
 __all__ = [

@@ -235,7 +235,7 @@ def test_the_bandit_is_solved(trainer_of: Any, kind: str) -> None:
     """At least 95% of what the best legal actions would have paid, while sampling in bfloat16."""
     vecenv, policy = make(kind, "flat")
     env = vecenv.driver_env
-    epochs = 140
+    epochs = 300
     trainer = trainer_of(
         vecenv, policy, kind, total_timesteps=epochs * 256, minibatch_size=64, anneal_lr=True
     )

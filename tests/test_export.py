@@ -492,6 +492,6 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export_program(policy(), observations.numpy())  # type: ignore[arg-type]
 
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"needs onnx: pip install 'tcg_flatpolicy\[export"):
+    with pytest.raises(ImportError, match=r"needs onnx: from a checkout .*'.\[export"):
         export_onnx(policy(), tmp_path / "policy.onnx", observations)
     assert not list(tmp_path.iterdir())

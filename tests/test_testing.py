@@ -182,7 +182,9 @@ def test_what_cannot_be_observed_is_said(
 def test_without_what_it_needs(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delitem(sys.modules, "tcg_flatpolicy.testing")
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=r"pip install 'tcg_flatpolicy\[testing\]'"):
+    with pytest.raises(
+        ImportError, match=r"from a checkout of this library, pip install '.\[testing\]'"
+    ):
         __import__("tcg_flatpolicy.testing")
 
 

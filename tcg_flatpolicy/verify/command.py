@@ -315,7 +315,8 @@ def _given(options: argparse.Namespace, env: Any) -> Given:
     if layout is None and own is None and options.legal_actions is None:
         raise ValueError(
             f"{options.env} has no attribute legal_layout: give it one, or name it with --layout "
-            "module:attr, or --legal-actions module:function"
+            "module:attr, for a Dict observation --layout count,list (its keys), or "
+            "--legal-actions module:function"
         )
     known = [spec, env_attribute(env, "action_spec")]
     known += [getattr(one, "spec", None) for one in (layout, own)]

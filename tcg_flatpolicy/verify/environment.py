@@ -631,7 +631,8 @@ class _Audit:
         must = turns
         if must is None and self.adapter.single_agent:
             must = np.ones(len(live), dtype=bool)
-        self.report.looked(SOMEONE)
+        if must is None or (lists.counts[live] > 0).any():
+            self.report.looked(SOMEONE)
         if must is None:
             self._wait(empty, live)
             return
@@ -951,7 +952,8 @@ class _Audit:
                     shown = adapter.step(self.sent[number].astype(dtype))
                 except Exception as error:
                     if dtype == np.float32 and self._refuses_floats(adapter, reader, error, number):
-                        self.report.skip(FLOATS, f"the environment refuses floats: {error}")
+                        said = " ".join(str(error).split())  # some exceptions have several lines
+                        self.report.skip(FLOATS, f"the environment refuses floats: {said}")
                         return True  # and nothing is played wrongly
                     self.report.found(
                         code,
@@ -1343,7 +1345,7 @@ def _order_in_words(order: tuple[int, ...]) -> str:
 
 def _in_words(error: Exception) -> str:
     """Type and message of an exception, and the line that raised it."""
-    words = f"{type(error).__name__}: {error}"
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, WorkerDied) or not frames:  # a worker's lines are not known here
         return words

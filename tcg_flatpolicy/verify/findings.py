@@ -105,6 +105,7 @@ class Report:
             self.findings[code] = Finding(code, message, state, count)
         else:
             known.count += count
+            known.state = min(known.state, state)
         of_check = self._check(check)
         if code not in of_check.codes:
             of_check.codes = (*of_check.codes, code)
