@@ -120,7 +120,7 @@ def provenance() -> dict[str, str]:
         "command": " ".join(["python", script, *sys.argv[1:]]),
         "versions": ", ".join(versions),
         "commit": commit or "unknown",
-        "machine": f"{_cpu_model()}, {os.cpu_count()} cores, threads used: {torch.get_num_threads()}",
+        "machine": f"{_cpu_model()}, {os.cpu_count()} cores; threads: {torch.get_num_threads()}",
         "date": datetime.date.today().isoformat(),
     }
 
