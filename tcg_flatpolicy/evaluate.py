@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,6 @@ def wilson_interval(wins: int, games: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-@torch.no_grad()
 def play(
     policy: nn.Module,
     env: Any,
@@ -85,38 +84,9 @@ def play(
             f"{agents} times: let two policies play there with play_match(), or play() a built-in "
             "opponent in an environment of one agent a game, such as EssenceWars"
         )
-    quota = _games_each(games, env.num_agents)
-    started = time.monotonic()
-    illegal_before = env.illegal_actions
-    done = np.zeros(env.num_agents, dtype=np.int64)
-    wins = draws = actions = 0
-    hidden_size = int(policy.hidden_size)  # type: ignore[arg-type]
-    state = {name: torch.zeros(env.num_agents, hidden_size) for name in ("lstm_h", "lstm_c")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        observations, _ = env.reset(seed)
-        while (done < quota).any() and not stopped():
-            face, _ = policy.forward_eval(torch.as_tensor(observations), state)  # type: ignore[operator]
-            observations, rewards, terminals, truncations, _ = env.step(face.sample().numpy())
-            actions += env.num_agents
-            ended = terminals | truncations
-            counted = ended & (done < quota)
-            wins += int((counted & (rewards > 0)).sum())
-            draws += int((counted & (rewards == 0)).sum())
-            done += counted
-            fresh = torch.as_tensor(~ended, dtype=torch.float32).unsqueeze(1)
-            state = {name: value * fresh for name, value in state.items()}
-    return WinRate(
-        games=int(done.sum()),
-        wins=wins,
-        draws=draws,
-        actions=actions,
-        illegal=env.illegal_actions - illegal_before,
-        seconds=time.monotonic() - started,
-    )
+    return _play([policy], env, games, seed, stopped)
 
 
-@torch.no_grad()
 def play_match(
     first: nn.Module,
     second: nn.Module,
@@ -157,30 +127,42 @@ def play_match(
         )
     if rows % 2:
         raise ValueError(f"two players need two rows a game, the environment has {rows} in all")
-    quota = _games_each(games, rows // 2)
+    return _play([first, second], env, games, seed, stopped)
+
+
+@torch.no_grad()
+def _play(
+    players: Sequence[nn.Module], env: Any, games: int, seed: int, stopped: Callable[[], bool]
+) -> WinRate:
+    """Plays games in which each player has an agent, in this order; the first one's wins."""
+    agents = len(players)
+    slots = env.num_agents // agents
+    quota = _games_each(games, slots)
     started = time.monotonic()
     illegal_before = env.illegal_actions
-    done = np.zeros(rows // 2, dtype=np.int64)
+    done = np.zeros(slots, dtype=np.int64)
     wins = draws = actions = 0
     states = []
-    for policy in (first, second):
+    for policy in players:
         size = int(policy.hidden_size)  # type: ignore[arg-type]
-        states.append({name: torch.zeros(rows // 2, size) for name in ("lstm_h", "lstm_c")})
+        states.append({name: torch.zeros(slots, size) for name in ("lstm_h", "lstm_c")})
+    space = env.single_action_space
+    chosen = np.zeros((env.num_agents, *space.shape), dtype=space.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         observations, _ = env.reset(seed)
         while (done < quota).any() and not stopped():
-            chosen = np.zeros((rows, *env.single_action_space.shape), dtype=np.int64)
-            for player, policy in enumerate((first, second)):
-                seen = torch.as_tensor(observations[player::2])
+            for player, policy in enumerate(players):
+                seen = torch.as_tensor(observations[player::agents])
                 face, _ = policy.forward_eval(seen, states[player])  # type: ignore[operator]
-                chosen[player::2] = face.sample().numpy()
+                chosen[player::agents] = face.sample().numpy()
             observations, rewards, terminals, truncations, _ = env.step(chosen)
-            actions += rows // 2
-            ended = (terminals | truncations)[::2]
+            actions += slots
+            result = rewards[::agents]
+            ended = (terminals | truncations)[::agents]
             counted = ended & (done < quota)
-            wins += int((counted & (rewards[::2] > 0)).sum())
-            draws += int((counted & (rewards[::2] == 0)).sum())
+            wins += int((counted & (result > 0)).sum())
+            draws += int((counted & (result == 0)).sum())
             done += counted
             fresh = torch.as_tensor(~ended, dtype=torch.float32).unsqueeze(1)
             states = [{name: value * fresh for name, value in s.items()} for s in states]

@@ -179,8 +179,8 @@ class Policy(nn.Module):
     def explore(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
         """Makes exploration part of the policy: p^(1/temperature), then uniform with epsilon.
 
-        It holds in rollout and update alike, so log-probs stay exact. Set it before a rollout: an
-        update (a forward with gradients) on tuples drawn (without) under other settings raises. It
+        It holds in rollout and update alike, so log-probs stay exact. Set it before a rollout: the
+        log-prob in an update (with gradients) of tuples drawn under other settings raises. It
         is saved in the state_dict. With an autoregressive head it scores the whole list, and the
         trainer's entropy is then exact. To evaluate between rollout and update, use a copy.
 

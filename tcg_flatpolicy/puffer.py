@@ -83,8 +83,8 @@ class LegalNormal(Normal):
         return self._entropy_of(self._actions).unsqueeze(-1)
 
     def _check_exploration(self) -> None:
-        if self._drawn_with is None or self._exploration is None:
-            return
+        assert self._drawn_with is not None
+        assert self._exploration is not None
         if torch.equal(self._drawn_with, self._exploration):
             return
         raise RuntimeError(

@@ -90,7 +90,6 @@ class NextGenerationPolicy(nn.Module):
 
         Raises:
             ValueError: observations of another number of dimensions, or a broken legal list.
-            RuntimeError: the exploration was changed since the rollout drew its tuples.
         """
         if observations.ndim != 3:
             raise ValueError(
