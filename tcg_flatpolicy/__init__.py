@@ -13,8 +13,9 @@ from tcg_flatpolicy.policy import (
     RecurrentPolicy,
     TopK,
 )
+from tcg_flatpolicy.roles import Entity, Index, OneOf, Role
 from tcg_flatpolicy.scorer import TupleScorer
-from tcg_flatpolicy.spec import ActionSpec, Entity, Index, OneOf, Primary
+from tcg_flatpolicy.spec import ActionSpec, Primary
 
 __all__ = [
     "HEADS",
@@ -35,6 +36,7 @@ __all__ = [
     "Policy",
     "Primary",
     "RecurrentPolicy",
+    "Role",
     "TopK",
     "TupleScorer",
 ]

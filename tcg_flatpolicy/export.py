@@ -30,7 +30,7 @@ from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy
 from tcg_flatpolicy.run_folder import provenance, write_whole
 from tcg_flatpolicy.scorer import TupleScorer
-from tcg_flatpolicy.spec import ActionSpec, OneOf, Role
+from tcg_flatpolicy.spec import ActionSpec, Role
 
 FIELD = "observation."
 """What the name of a field is preceded by as an input of the ONNX model: no field's name can then
@@ -511,10 +511,9 @@ def _described(spec: ActionSpec) -> dict[str, Any]:
     """A spec in plain values; a slot is the list of its ranges, one after the other."""
 
     def ranges(role: Role) -> list[dict[str, Any]]:
-        parts = role.parts if isinstance(role, OneOf) else (role,)
         return [
             {"kind": type(part).__name__.lower(), "name": part.name, "size": part.size}
-            for part in parts
+            for _, part in role.parts()
         ]
 
     return {

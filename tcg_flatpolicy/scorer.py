@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.spec import ActionSpec, Entity, Index, Part
+from tcg_flatpolicy.spec import ActionSpec, Part
 
 
 class TupleScorer(nn.Module):
@@ -74,7 +74,7 @@ class TupleScorer(nn.Module):
         row = np.zeros(self._lookup_shape, dtype=np.int64)
         # The table of a name (rows, E) times the projections of all its parts side by side
         # (E, parts * W) is, row after row, what each part makes of it.
-        indices = _by_name(part for part in parts if isinstance(part.role, Index))
+        indices = _by_name(part for part in parts if not part.role.encoded)
         self._static_rows = 1 + ids
         self._tables: list[int] = []
         for sharing in indices.values():
@@ -94,7 +94,7 @@ class TupleScorer(nn.Module):
         # Behind the static rows and those of the states lie, part by part, the rows of everything
         # that a part could point at: state after state, the n things of each. A row's number there
         # is its key: key + B * key_a_batch + (row of the state) * key_a_row.
-        entities = _by_name(part for part in parts if isinstance(part.role, Entity))
+        entities = _by_name(part for part in parts if part.role.encoded)
         self._names = list(entities)
         self._part_bases = [0]
         a_batch, a_row = np.zeros_like(row), np.zeros_like(row)
@@ -198,7 +198,7 @@ def check_entities(spec: ActionSpec, entity_sizes: Mapping[str, tuple[int, int]]
     """
     for part in spec.parts:
         role = part.role
-        if not isinstance(role, Entity):
+        if not role.encoded:
             continue
         primary = spec.primaries[part.primary].name
         if role.name not in entity_sizes:

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import gymnasium
 import numpy as np
@@ -18,69 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tcg_flatpolicy.packing import ravel
+from tcg_flatpolicy.roles import Entity, Index, OneOf, Role
+
+__all__ = ["ActionSpec", "Entity", "Index", "IntArray", "OneOf", "Part", "Primary", "Role"]
+
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
-def _check_name(kind: str, name: object) -> None:
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"{kind} needs a non-empty name, got {name!r}")
-
-
-def _check_size(kind: str, name: str, size: object) -> None:
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-        raise TypeError(f"{kind}({name!r}) needs a whole number of values, got {size!r}")
-    if size < 1:
-        raise ValueError(f"{kind}({name!r}) needs at least one value, got {size}")
-
-
-@dataclass(frozen=True)
-class Index:
-    """A plain number ``0 .. size-1`` with a learned row; the same name shares one table."""
-
-    name: str
-    size: int
-
-    def __post_init__(self) -> None:
-        _check_name("Index", self.name)
-        _check_size("Index", self.name, self.size)
-
-
-@dataclass(frozen=True)
-class Entity:
-    """Points at row ``0 .. size-1`` of the entities that the encoder embedded under ``name``."""
-
-    name: str
-    size: int
-
-    def __post_init__(self) -> None:
-        _check_name("Entity", self.name)
-        _check_size("Entity", self.name, self.size)
-
-
-@dataclass(frozen=True, init=False)
-class OneOf:
-    """Several roles laid end to end in one slot: consecutive ranges of its values.
-
-    ``OneOf(Index("none", 1), Entity("enemy", 6))`` reads 0 as none and 1 to 6 as enemy 0 to 5.
-    """
-
-    parts: tuple[Index | Entity, ...]
-
-    def __init__(self, *parts: Index | Entity) -> None:
-        if not parts:
-            raise ValueError("OneOf needs at least one role")
-        for part in parts:
-            if not isinstance(part, (Index, Entity)):
-                raise TypeError(f"OneOf takes Index and Entity roles, got {part!r}")
-        object.__setattr__(self, "parts", parts)
-
-    @property
-    def size(self) -> int:
-        """Number of values, over all parts."""
-        return sum(part.size for part in self.parts)
-
-
-Role: TypeAlias = Index | Entity | OneOf
+MOST_IDS = 2**20
+"""Ids of primaries lie below this: what is looked up by id has a row for each up to the largest."""
 
 
 @dataclass(frozen=True, init=False)
@@ -98,30 +45,37 @@ class Primary:
     id: int | None
 
     def __init__(self, name: str, *slots: Role, id: int | None = None) -> None:
-        _check_name("Primary", name)
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"Primary needs a non-empty name, got {name!r}")
         for slot in slots:
-            if not isinstance(slot, (Index, Entity, OneOf)):
+            if not isinstance(slot, Role):
                 raise TypeError(
-                    f"Primary({name!r}): a slot is an Index, Entity or OneOf, not {slot!r}"
+                    f"Primary({name!r}): a slot is a role such as Index, Entity or OneOf, not "
+                    f"{slot!r}"
                 )
         if id is not None:
             if isinstance(id, bool) or not isinstance(id, (int, np.integer)):
                 raise TypeError(f"Primary({name!r}): id must be a whole number, got {id!r}")
             if id < 0:
                 raise ValueError(f"Primary({name!r}): id must not be negative, got {id}")
+            if id >= MOST_IDS:
+                raise ValueError(
+                    f"Primary({name!r}): id must be below {MOST_IDS}, got {id}: number the "
+                    "primaries densely"
+                )
+            id = int(id)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "slots", slots)
-        object.__setattr__(self, "id", id if id is None else int(id))
+        object.__setattr__(self, "id", id)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Where an Index or Entity stands: ``role.size`` values from ``start`` of a primary's slot."""
+class Part(NamedTuple):
+    """Where a single role stands: ``role.size`` values from ``start`` of a primary's slot."""
 
     primary: int
     slot: int
     start: int
-    role: Index | Entity
+    role: Role
 
 
 class ActionSpec:
@@ -138,6 +92,10 @@ class ActionSpec:
     """
 
     def __init__(self, primaries: Sequence[Primary], noop: Sequence[int] | None = None) -> None:
+        if isinstance(primaries, Primary):
+            raise TypeError(
+                "ActionSpec takes a list of primaries: write ActionSpec([Primary(...)])"
+            )
         if not primaries:
             raise ValueError("ActionSpec needs at least one Primary")
         by_id: dict[int, Primary] = {}
@@ -183,9 +141,16 @@ class ActionSpec:
         if ((self.noop < 0) | (self.noop >= self.nvec)).any():
             raise ValueError(f"noop {noop!r} is outside MultiDiscrete sizes {self.nvec.tolist()}")
 
-        entities = [part.role.name for part in self.parts if isinstance(part.role, Entity)]
-        self.entity_names: tuple[str, ...] = tuple(dict.fromkeys(entities))
-        """The names of the Entity roles, each once, in order of first use."""
+        self.parts: list[Part] = [
+            Part(number, slot, start, role)
+            for number, primary in self.primaries.items()
+            for slot, of_slot in enumerate(primary.slots)
+            for start, role in of_slot.parts()
+        ]
+        """Each single role of each slot of each primary, a OneOf taken apart."""
+        encoded = [part.role.name for part in self.parts if part.role.encoded]
+        self.entity_names: tuple[str, ...] = tuple(dict.fromkeys(encoded))
+        """The names of the roles that the encoder embeds, each once, in order of first use."""
 
     @classmethod
     def from_nvec(cls, nvec: Sequence[int], noop: Sequence[int] | None = None) -> ActionSpec:
@@ -205,18 +170,6 @@ class ActionSpec:
     def action_space(self) -> gymnasium.spaces.MultiDiscrete:
         """The gymnasium space of these tuples, MultiDiscrete(nvec) of int64."""
         return gymnasium.spaces.MultiDiscrete(self.nvec)
-
-    @property
-    def parts(self) -> list[Part]:
-        """Each Index and Entity of each slot of each primary, a OneOf taken apart."""
-        found = []
-        for number, primary in self.primaries.items():
-            for slot, role in enumerate(primary.slots):
-                start = 0
-                for part in role.parts if isinstance(role, OneOf) else (role,):
-                    found.append(Part(number, slot, start, part))
-                    start += part.size
-        return found
 
     @overload
     def ravel(self, actions: Tensor) -> Tensor: ...
@@ -254,9 +207,7 @@ class ActionSpec:
                 f"action value {int(actions[tuple(where)])} at index {tuple(where)} is outside "
                 f"0..{int(self.nvec[where[-1]]) - 1}"
             )
-        ids = actions[..., 0]
-        for slot in range(1, len(self.nvec)):
-            ids = ids * int(self.nvec[slot]) + actions[..., slot]
+        ids = ravel(actions, self.nvec.tolist())
         return ids.clone() if len(self.nvec) == 1 else ids
 
     @overload
@@ -312,7 +263,7 @@ class ActionSpec:
             elif not 0 <= value < roles[slot].size:
                 return (
                     f"slot {slot + 1}: {value} is outside 0..{roles[slot].size - 1}, the range of "
-                    f"{_role_name(roles[slot])} of {self.primaries[primary].name}"
+                    f"{roles[slot].name} of {self.primaries[primary].name}"
                 )
         return None
 
@@ -332,13 +283,9 @@ class ActionSpec:
         if problem is not None:
             raise ValueError(f"{tuple(values)} means nothing here: {problem}")
         primary = self.primaries[values[0]]
-        words = []
-        for role, value in zip(primary.slots, values[1:], strict=False):
-            for part in role.parts if isinstance(role, OneOf) else (role,):
-                if value < part.size:
-                    words.append(f"{part.name}[{value}]")
-                    break
-                value -= part.size
+        words = [
+            role.describe(value) for role, value in zip(primary.slots, values[1:], strict=False)
+        ]
         return f"{primary.name}({', '.join(words)})" if words else primary.name
 
     def __eq__(self, other: object) -> bool:
@@ -357,9 +304,3 @@ def _own_tensor(values: npt.ArrayLike) -> Tensor:
     """A copy, since torch shares no array that is read-only, reversed or of another byte order."""
     array = np.array(values)
     return torch.as_tensor(array.astype(array.dtype.newbyteorder("=")))
-
-
-def _role_name(role: Role) -> str:
-    if isinstance(role, OneOf):
-        return "OneOf(" + ", ".join(part.name for part in role.parts) + ")"
-    return role.name

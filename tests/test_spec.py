@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcg_flatpolicy import ActionSpec, Entity, Index, OneOf, Primary
+from tcg_flatpolicy import ActionSpec, Entity, Index, OneOf, Primary, Role
 from tcg_flatpolicy.spec import Part
 from tests.strategies import INTEGERS, actions_below, actions_of, plain_roles, roles, specs
 
@@ -34,7 +34,7 @@ GAME = ActionSpec(
 
 def words_of(role: Index | Entity | OneOf) -> list[str]:
     """What each value of a role is called."""
-    parts = role.parts if isinstance(role, OneOf) else [role]
+    parts = role.roles if isinstance(role, OneOf) else [role]
     return [f"{part.name}[{value}]" for part in parts for value in range(part.size)]
 
 
@@ -118,7 +118,7 @@ def test_parts_take_each_one_of_apart(spec: ActionSpec) -> None:
     expected = []
     for number, primary in sorted(spec.primaries.items()):
         for slot, role in enumerate(primary.slots):
-            for part in role.parts if isinstance(role, OneOf) else (role,):
+            for part in role.roles if isinstance(role, OneOf) else (role,):
                 before = [p for p in expected if (p.primary, p.slot) == (number, slot)]
                 start = sum(p.role.size for p in before)
                 expected.append(Part(number, slot, start, part))
@@ -342,7 +342,37 @@ def test_roles_cannot_be_changed() -> None:
         Primary("a").id = 3  # type: ignore[misc]
 
 
+def test_sizes_are_python_ints() -> None:
+    role = OneOf(Index("x", np.uint8(200)), Index("y", np.uint8(100)))  # type: ignore[arg-type]
+    assert role.size == 300
+    assert type(role.size) is type(Index("z", np.int64(3)).size) is int  # type: ignore[arg-type]
+    assert ActionSpec([Primary("a", role)]).nvec.tolist() == [1, 300]
+
+
+def test_a_one_of_may_hold_another() -> None:
+    role = OneOf(Index("none", 1), OneOf(ALLY, Index("which", 2)))
+    assert [(start, part.name) for start, part in role.parts()] == [
+        (0, "none"),
+        (1, "ally"),
+        (7, "which"),
+    ]
+    assert [role.describe(value) for value in (0, 1, 6, 8)] == [
+        "none[0]",
+        "ally[0]",
+        "ally[5]",
+        "which[1]",
+    ]
+
+
 # ---- errors
+
+
+class Wordless(Role):
+    """Says nothing of how it is embedded."""
+
+
+class Both(Role):
+    encoded, rows = True, 2
 
 
 def pair() -> ActionSpec:
@@ -359,13 +389,42 @@ def pair() -> ActionSpec:
         (lambda: Index("x", 2.0), TypeError, r"^Index\('x'\) needs a whole number of .* got 2\.0$"),  # type: ignore[arg-type]
         (lambda: Entity("x", True), TypeError, r"^Entity\('x'\) needs a whole .* got True$"),
         (lambda: OneOf(), ValueError, r"^OneOf needs at least one role$"),
-        (lambda: OneOf(ALLY, 3), TypeError, r"^OneOf takes Index and Entity roles, got 3$"),  # type: ignore[arg-type]
-        (lambda: OneOf(TARGET), TypeError, r"^OneOf takes Index and Entity roles, got OneOf\("),  # type: ignore[arg-type]
+        (lambda: OneOf(ALLY, 3), TypeError, r"^OneOf takes roles .*, got 3$"),  # type: ignore[arg-type]
+        (
+            lambda: Index("x", 2**70),
+            ValueError,
+            r"^Index\('x'\) needs at most 2147483647 values, .*: num",
+        ),
+        (
+            lambda: OneOf(Index("x", 2**31 - 1), Entity("y", 1)),
+            ValueError,
+            r"^OneOf\(x, y\) needs at most 2147483647 values, got 2147483648",
+        ),
         (lambda: Primary(""), TypeError, r"^Primary needs a non-empty name, got ''$"),
         (lambda: Primary("a", ALLY, 6), TypeError, r"^Primary\('a'\): a slot is an .*, not 6$"),  # type: ignore[arg-type]
         (lambda: Primary("a", id=-1), ValueError, r"^Primary\('a'\): id must not be neg.* -1$"),
         (lambda: Primary("a", id=1.0), TypeError, r"^Primary\('a'\): id must be a whole .* 1\.0$"),  # type: ignore[arg-type]
         (lambda: Primary("a", id=True), TypeError, r"^Primary\('a'\): id must be a .* got True$"),
+        (
+            lambda: Primary("a", id=2**40),
+            ValueError,
+            r"^Primary\('a'\): id must be below 1048576, got",
+        ),
+        (
+            lambda: ActionSpec(Primary("a")),
+            TypeError,
+            r"^ActionSpec takes a list: write ActionSpec\(\[",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: Wordless("x", 3),
+            TypeError,
+            r"^Wordless says neither that the encoder embeds its v",
+        ),
+        (
+            lambda: Both("x", 3),
+            TypeError,
+            r"^Both says both that the encoder embeds its values and",
+        ),
         (lambda: ActionSpec([]), ValueError, r"^ActionSpec needs at least one Primary$"),
         (lambda: ActionSpec(["a"]), TypeError, r"^ActionSpec takes Primary objects, got 'a'$"),  # type: ignore[list-item]
         (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tcg_flatpolicy.heads.sequential import LegalAutoregressive
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.scorer import check_encoding, check_entities, fan_in
-from tcg_flatpolicy.spec import ActionSpec, Entity
+from tcg_flatpolicy.spec import ActionSpec
 
 
 class AutoregressiveHead(nn.Module):
@@ -105,8 +105,8 @@ class _Slot(nn.Module):
         parts = [part for part in spec.parts if part.slot == slot]
         self.values = int(spec.nvec[1 + slot])
         # The kinds of things that stand in this slot: entities of a name, or (None) learned rows.
-        entities = sorted({p.role.name for p in parts if isinstance(p.role, Entity)})
-        learned = [part for part in parts if not isinstance(part.role, Entity)]
+        entities = sorted({p.role.name for p in parts if p.role.encoded})
+        learned = [part for part in parts if not part.role.encoded]
         self.names: list[str | None] = [None, *entities] if learned else [*entities]
         # Of each (primary, value), by kind: which row or thing it is; -1 for none of that kind.
         places = np.full((len(self.names), spec.limits.shape[0], self.values), -1, np.int64)
@@ -114,7 +114,7 @@ class _Slot(nn.Module):
         for part in parts:
             numbers = np.arange(part.role.size)
             kind = 0
-            if isinstance(part.role, Entity):
+            if part.role.encoded:
                 kind = self.names.index(part.role.name)
             else:
                 numbers += row

@@ -21,7 +21,7 @@ from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.policy import Encoding, FieldEncoder, RecurrentPolicy
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, LegalNormal
-from tcg_flatpolicy.spec import ActionSpec, Entity
+from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
 
 SEGMENT = 16
@@ -199,7 +199,7 @@ class LearnedEntities(FieldEncoder):
     ) -> None:
         super().__init__(layout, hidden_size)
         for part in spec.parts:
-            if isinstance(part.role, Entity):
+            if part.role.encoded:
                 rows, _ = self.entity_sizes.get(part.role.name, (0, 0))
                 size = max(rows, part.role.size), embedding_size
                 self.entity_sizes[part.role.name] = size

@@ -1,0 +1,73 @@
+"""Rows of different lengths, laid end to end: where each begins, and which row each item is of.
+
+Shapes: B rows, N items in all rows together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TABLE = 16
+"""Numbers below this many times their count are told apart by a table of them, else by a sort."""
+
+
+def pack(counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """Where packed items belong.
+
+    Args:
+        counts: (B,) int64, items of each row.
+        total: N; the sum of the counts if left out, for which a GPU is waited for.
+
+    Returns:
+        rows (N,) int64, the row of each item, ascending; starts (B,) int64, where each row begins.
+    """
+    total = int(counts.sum()) if total is None else total
+    return torch.repeat_interleave(counts, output_size=total), counts.cumsum(0) - counts
+
+
+def pack_arrays(
+    counts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As :func:`pack`, of NumPy arrays, which in small batches are quicker than torch's."""
+    return np.repeat(np.arange(len(counts)), counts), counts.cumsum() - counts
+
+
+def places(rows: Tensor, starts: Tensor) -> Tensor:
+    """(N,) int64: the place of each packed item within its row, from 0."""
+    return torch.arange(len(rows), device=rows.device) - starts.index_select(0, rows)
+
+
+def ravel(columns: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Mixed radix: (..., H) int64 below ``sizes`` (H,) -> (...,) int64, the last running fastest.
+
+    The product of the sizes must be below 2**63.
+    """
+    numbers = columns[..., 0]
+    for column in range(1, len(sizes)):
+        numbers = torch.add(columns[..., column], numbers, alpha=sizes[column])
+    return numbers
+
+
+def distinct(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+    """Each number once.
+
+    Args:
+        numbers: (n,) int64, 0 to ``bound`` - 1.
+        bound: the cost does not grow with it once it is far above n.
+
+    Returns:
+        (m,) the distinct numbers, ascending; (n,) int64, the place of each number among them.
+    """
+    if bound > TABLE * len(numbers):
+        found, place = torch.unique(numbers, return_inverse=True)
+        return found, place
+    seen = numbers.new_zeros(bound, dtype=torch.bool)
+    found = seen.index_fill_(0, numbers, True).nonzero().squeeze(1)
+    table = torch.empty_like(seen, dtype=torch.int64)
+    table[found] = torch.arange(len(found), device=found.device)
+    return found, table.index_select(0, numbers)
