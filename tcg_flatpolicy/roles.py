@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-MOST = 2**31 - 1
-"""Of the values of a slot."""
+MOST = 2**63 - 1
+"""Values of a slot: they are int64."""
 
 
 def _size(what: str, size: object) -> int:
@@ -42,7 +42,7 @@ class Role(ABC):
 
     Args:
         name: roles of one class and name share what is learned about their values.
-        size: number of values, 1 to 2**31 - 1.
+        size: number of values, 1 to 2**63 - 1.
 
     Raises:
         TypeError: an empty name, a size that is no whole number, or a class that says neither how
@@ -112,7 +112,7 @@ class OneOf(Role):
 
     Raises:
         TypeError: something that is no role.
-        ValueError: no role, or more than 2**31 - 1 values.
+        ValueError: no role, or more than 2**63 - 1 values.
     """
 
     roles: tuple[Role, ...]

@@ -393,15 +393,15 @@ def pair() -> ActionSpec:
         (
             lambda: Index("x", 2**70),
             ValueError,
-            r"^Index\('x'\) needs at most 2147483647 values, .*: num",
+            r"^Index\('x'\) needs at most 9223372036854775807 values, .*: num",
         ),
         (
-            lambda: OneOf(Index("x", 2**31 - 1), Entity("y", 1)),
+            lambda: OneOf(Index("x", 2**63 - 1), Entity("y", 1)),
             ValueError,
-            r"^OneOf\(x, y\) needs at most 2147483647 values, got 2147483648",
+            r"^OneOf\(x, y\) needs at most 9223372036854775807 values, got 9",
         ),
         (lambda: Primary(""), TypeError, r"^Primary needs a non-empty name, got ''$"),
-        (lambda: Primary("a", ALLY, 6), TypeError, r"^Primary\('a'\): a slot is an .*, not 6$"),  # type: ignore[arg-type]
+        (lambda: Primary("a", ALLY, 6), TypeError, r"^Primary\('a'\): a slot is a role .*, not 6$"),  # type: ignore[arg-type]
         (lambda: Primary("a", id=-1), ValueError, r"^Primary\('a'\): id must not be neg.* -1$"),
         (lambda: Primary("a", id=1.0), TypeError, r"^Primary\('a'\): id must be a whole .* 1\.0$"),  # type: ignore[arg-type]
         (lambda: Primary("a", id=True), TypeError, r"^Primary\('a'\): id must be a .* got True$"),
@@ -413,7 +413,7 @@ def pair() -> ActionSpec:
         (
             lambda: ActionSpec(Primary("a")),
             TypeError,
-            r"^ActionSpec takes a list: write ActionSpec\(\[",
+            r"^ActionSpec takes a list of primaries: write ActionSpec\(\[P",
         ),  # type: ignore[arg-type]
         (
             lambda: Wordless("x", 3),
