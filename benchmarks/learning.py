@@ -42,7 +42,7 @@ from baselines import COLOURS
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
 from tcg_flatpolicy.evaluate import WinRate, play, wilson_interval
-from tcg_flatpolicy.policy import Greedy
+from tcg_flatpolicy.puffer import Greedy
 from tcg_flatpolicy.run_folder import write_csv, write_json, write_whole
 from tcg_flatpolicy.train import Settings
 

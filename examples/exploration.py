@@ -18,7 +18,7 @@ from pufferlib.pufferl import PuffeRL
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.envs.essence_wars import EssenceWars
 from tcg_flatpolicy.evaluate import play
-from tcg_flatpolicy.resume import restore_trainer, trainer_state
+from tcg_flatpolicy.puffer import restore_trainer, trainer_state
 from tcg_flatpolicy.run_folder import write_checkpoint
 from tcg_flatpolicy.train import Settings, make_policy
 

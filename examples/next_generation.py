@@ -6,7 +6,7 @@ It runs where that generation is compiled for an environment "mygame" that shows
 import numpy as np
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.puffer_next import NextGenerationPolicy
+from tcg_flatpolicy.puffer import NextGenerationPolicy
 
 OBSERVATION = np.dtype(
     [("life", "u1", 2), ("strength", "u1", 12), ("n_legal", "u1"), ("legal", "u1", (64, 3))]

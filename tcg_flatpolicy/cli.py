@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcg_flatpolicy.evaluate import WinRate
-from tcg_flatpolicy.policy import Policy
-from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
+from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, Policy
 from tcg_flatpolicy.run_folder import folder_of
 from tcg_flatpolicy.verify import command
 

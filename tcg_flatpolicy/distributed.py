@@ -14,7 +14,7 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tcg_flatpolicy.policy import Policy
+from tcg_flatpolicy.puffer import Policy
 
 
 def start(device: str = "auto") -> tuple[int, str]:
@@ -74,12 +74,14 @@ def distribute(policy: nn.Module) -> DistributedDataParallel:
     # find_unused_parameters could not work: it looks for tensors in what forward returns, and does
     # not find those in a distribution. Every parameter takes part, also without any legal tuple.
     wrapped = DistributedDataParallel(policy)
-    # Exploration is in buffers: broadcast at each forward, that of rank 0 would take the place of
-    # another rank's between its rollout and its update. (As an argument, torch deprecates it.)
+    # What a rollout is drawn with is each process's own: broadcast at each forward, rank 0's would
+    # take its place before the update. (As an argument, torch deprecates it.)
     wrapped.broadcast_buffers = False
     for module in policy.modules():
-        if isinstance(module, Policy):  # whose buffers are rank 0's now
-            module._read_exploration()
+        if isinstance(module, Policy):
+            settings = module.exploration.numbers.clone()
+            torch.distributed.broadcast(settings, 0)
+            module.explore(*settings.tolist())
     wrapped.forward_eval = policy.forward_eval
     wrapped.hidden_size = policy.hidden_size
     return wrapped

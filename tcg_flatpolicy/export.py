@@ -16,7 +16,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tcg_flatpolicy.heads import AutoregressiveHead, FlatHead
+from tcg_flatpolicy.encoders import Encoding
+from tcg_flatpolicy.heads.autoregressive import same_so_far
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy
+from tcg_flatpolicy.memory import LSTM
+from tcg_flatpolicy.operators import wide
+from tcg_flatpolicy.puffer import Greedy, Policy
 from tcg_flatpolicy.run_folder import provenance, write_whole
-from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, Role
 
 FIELD = "observation."
@@ -46,11 +48,12 @@ class PaddedPolicy(nn.Module):
     cut the lists to the longest of the batch.
 
     Args:
-        policy: a Policy with the flat or the autoregressive head, a RecurrentPolicy of one, or
-            PufferLib's LSTMWrapper around a Policy.
+        policy: a Policy whose head has a padded form (those of this library have one), a
+            RecurrentPolicy of one, or PufferLib's LSTMWrapper around a Policy.
 
     Raises:
-        TypeError: another module, or a policy with a head of your own.
+        TypeError: another module, a head without a padded form, or a subclass of one that decides
+            otherwise than its parent and brings no padded form of its own.
     """
 
     limits: Tensor
@@ -65,17 +68,9 @@ class PaddedPolicy(nn.Module):
             self.cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size)
             for name, _ in list(self.cell.named_parameters()):
                 setattr(self.cell, name, getattr(lstm, f"{name}_l0"))
-        self.scores: nn.Module
-        if isinstance(inner.head, FlatHead):
-            self.scores = _PaddedScorer(inner.head.scorer)
-        elif isinstance(inner.head, AutoregressiveHead):
-            self.scores = _PaddedAutoregressive(inner.head)
-        else:
-            raise TypeError(
-                f"a policy with the head {type(inner.head).__name__} cannot be exported, only one "
-                "with the FlatHead or the AutoregressiveHead"
-            )
-        self.temperature, self.epsilon = float(inner.temperature), float(inner.epsilon)
+        self.head = _with_padded_form(inner.head)
+        self.first_step = inner.first_step
+        self.temperature, self.epsilon = inner.temperature, inner.epsilon
         limits = torch.as_tensor(inner.spec.limits, device=inner.value.weight.device)
         self.register_buffer("limits", limits, persistent=False)
 
@@ -110,6 +105,9 @@ class PaddedPolicy(nn.Module):
         if self.cell is not None:
             if lstm_h is None or lstm_c is None:
                 raise ValueError("a recurrent policy needs lstm_h and lstm_c; zeros at the start")
+            if self.first_step is not None:
+                keep = (fields[self.first_step].reshape(-1, 1) == 0).to(hidden.dtype)
+                lstm_h, lstm_c = lstm_h * keep, lstm_c * keep
             state = self.cell(hidden, (lstm_h, lstm_c))
             hidden = state[0]
 
@@ -123,124 +121,25 @@ class PaddedPolicy(nn.Module):
         broken = foreign.any(1) | (n_legal < 0) | (n_legal > legal.shape[1])  # (B,)
         tuples = torch.where(foreign.unsqueeze(2), 0, tuples)
         earlier = place < place.unsqueeze(1)  # (K, K)
-        listed = listed & ~(_same_so_far(tuples)[-1] & earlier).any(2)
+        listed = listed & ~(same_so_far(tuples)[-1] & earlier).any(2)
 
-        scores = self.scores(hidden, entities, tuples, listed) / self.temperature
+        head: Any = self.head
+        scores = wide(head.padded(hidden, entities, tuples, listed)) / self.temperature
         log_probs = scores.masked_fill(~listed, -math.inf).log_softmax(1)
         if self.epsilon:
             uniform = self.epsilon / listed.sum(1, keepdim=True)
             log_probs = ((1 - self.epsilon) * log_probs.exp() + uniform).log()
         log_probs = log_probs.masked_fill(~listed, -math.inf)
         log_probs = log_probs.masked_fill(broken.unsqueeze(1), math.nan)
-        return (log_probs, self.value(hidden).squeeze(1).float(), *state)
-
-
-class _PaddedScorer(nn.Module):
-    """TupleScorer over padded lists: everything that a tuple could point at is projected."""
-
-    static_key: Tensor
-    thing_key: Tensor
-
-    def __init__(self, scorer: TupleScorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-        # In a batch of one the scorer's table is: static rows, the state, things. Things here
-        # begin behind a row of zeros in the state's place.
-        key, things = scorer._key + scorer._key_a_batch, scorer._static_rows
-        self.register_buffer("static_key", torch.where(key < things, key, 0), persistent=False)
-        self.register_buffer("thing_key", (key - things).clamp(min=0), persistent=False)
-
-    def forward(
-        self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
-    ) -> Tensor:
-        """Hidden (B, D), {name: (B, n, E)}, tuples (B, K, H), listed (B, K) -> scores (B, K)."""
-        scorer = self.scorer
-        state = scorer.state(hidden)  # (B, W)
-        readout = scorer.readout + state @ scorer.readout_of_state  # (B, W)
-        width = state.shape[1]
-        rows = [state.new_zeros(1, width), scorer.primaries]
-        if scorer.embeddings is not None and scorer.index_projections is not None:
-            for learned, projections in zip(
-                scorer.embeddings.split(scorer._tables),
-                scorer.index_projections.split(scorer._index_columns, dim=1),
-                strict=True,
-            ):
-                rows.append((learned @ projections).reshape(-1, width))
-        static = torch.cat(rows)
-        things = [state.new_zeros(state.shape[0], 1, width)]
-        for name, projections in zip(scorer._names, scorer.entity_projections, strict=True):
-            projected = (entities[name] @ projections).unflatten(2, (-1, width))
-            things.append(projected.transpose(1, 2).flatten(1, 2))  # part by part
-
-        _, slots, values = scorer._lookup_shape
-        total = state.unsqueeze(1) + static[1 + tuples[..., 0]]  # (B, K, W)
-        for slot in range(slots):
-            at = (tuples[..., 0] * slots + slot) * values + tuples[..., 1 + slot]  # (B, K)
-            total = total + static[self.static_key[at]]
-            if scorer._names:
-                total = total + _of_row(torch.cat(things, dim=1), self.thing_key[at])
-        scores: Tensor = total.relu() @ readout.unsqueeze(2)  # (B, K, 1)
-        return scores.squeeze(2)
-
-
-class _PaddedAutoregressive(nn.Module):
-    """AutoregressiveHead over padded lists: the log-prob of each tuple, slot after slot."""
-
-    def __init__(self, head: AutoregressiveHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(
-        self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
-    ) -> Tensor:
-        """Hidden (B, D), {name: (B, n, E)}, tuples (B, K, H), listed (B, K) -> scores (B, K)."""
-        head = self.head
-        primaries = tuples[..., 0]
-        context = head.state(hidden).unsqueeze(1)  # (B, 1, W), from the second slot on (B, K, W)
-        every = context.squeeze(1).relu() @ head.primary_keys.t()  # (B, ids)
-        logits = [every.gather(1, primaries)]
-        for slot in range(1, 1 + head.spec.slots):
-            own = head.slot(slot)
-            assert head.primary_rows is not None
-            query = (context + head.primary_rows[slot - 1][primaries]).relu()  # (B, K, W)
-            at = primaries * own.values + tuples[..., slot]
-            logit, added = torch.zeros_like(query[..., 0]), torch.zeros_like(query)
-            for kind, name in enumerate(own.names):
-                place = own.places[kind][at]
-                chosen, place = place >= 0, place.clamp(min=0)
-                if name is None:
-                    pointed = own.keys[kind][place]
-                    dot = (query * pointed).sum(2)
-                else:
-                    pointed = _of_row(entities[name], place)  # (B, K, E)
-                    dot = ((query @ own.keys[kind]) * pointed).sum(2)
-                logit = torch.where(chosen, dot, logit)
-                if slot < head.spec.slots:
-                    learned = own.rows[kind]
-                    row = learned[place] if name is None else pointed @ learned
-                    added = torch.where(chosen.unsqueeze(2), row, added)
-            logits.append(logit)
-            context = context + added
-
-        # The head's prior counts the tuples behind a value, so its sum over the values that
-        # continue a prefix is one over the tuples that share the prefix.
-        log_prob = torch.zeros_like(logits[0])
-        together = listed.unsqueeze(1).expand(-1, listed.shape[1], -1)  # (B, K, K)
-        for logit, same in zip(logits, _same_so_far(tuples), strict=True):
-            # Of differences, so that large logits take no digits from the log-prob.
-            ahead = logit.unsqueeze(1) - logit.unsqueeze(2)  # (B, K, K)
-            among = ahead.masked_fill(~together, -math.inf).logsumexp(2)
-            together = same & listed.unsqueeze(1)
-            log_prob = log_prob + together.sum(2).float().log() - among
-        return log_prob
+        return (log_probs, wide(self.value(hidden)).squeeze(1), *state)
 
 
 def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
     """A policy as torch.export has it: a PaddedPolicy in evaluation mode, in float32, on the CPU.
 
     ``program.module()(fields, legal, n_legal)`` calls it, and torch.export.save writes it. It is
-    compared with the policy on the observations before it is returned, as closely as float32 holds
-    the policy's decisions: those of very large scores hang on the last bits of the weights.
+    compared with the policy on the observations before it is returned: in float64, from what the
+    encoder gives, so that no rounding hides a difference.
 
     Args:
         policy: as PaddedPolicy takes it; it is copied, and so left as it is.
@@ -367,13 +266,13 @@ def _without_gradients_or_autocast() -> Iterator[None]:
         yield
 
 
-def _taken_apart(policy: nn.Module) -> tuple[Policy, nn.LSTM | None]:
+def _taken_apart(policy: nn.Module) -> tuple[Policy, LSTM | None]:
     """The policy that encodes and decides, and what stands between."""
     if isinstance(policy, Policy):
-        return policy, policy.lstm if isinstance(policy, RecurrentPolicy) else None
+        return policy, policy.lstm if policy.recurrent else None
     inner, lstm = getattr(policy, "policy", None), getattr(policy, "lstm", None)
     if isinstance(inner, Policy) and isinstance(lstm, nn.LSTM):  # PufferLib's LSTMWrapper
-        return inner, lstm
+        return inner, LSTM.of(lstm)
     raise TypeError(
         f"{type(policy).__name__} cannot be exported: pass a Policy, a RecurrentPolicy, or "
         "PufferLib's LSTMWrapper around a Policy"
@@ -384,6 +283,50 @@ def _taken_apart(policy: nn.Module) -> tuple[Policy, nn.LSTM | None]:
 def _copy(policy: nn.Module) -> nn.Module:
     _taken_apart(policy)  # raises before anything is copied
     return copy.deepcopy(policy).cpu().float().eval()
+
+
+def _with_padded_form(head: nn.Module) -> nn.Module:
+    """The head, if it and its modules say in static shapes what they decide.
+
+    Raises:
+        TypeError: no padded form, or one of a parent that decides otherwise.
+    """
+    for module in (head, *(one for one in head.modules() if hasattr(one, "padded"))):
+        for kind in type(module).__mro__:
+            if "padded" in vars(kind):
+                break
+            if "forward" in vars(kind) or "decide" in vars(kind):
+                raise TypeError(
+                    f"a policy with the head {type(head).__name__} cannot be exported: "
+                    f"{kind.__name__} decides in its own way and has no padded(...) of its own, "
+                    "see tcg_flatpolicy.heads.Head.padded"
+                )
+    return head
+
+
+class _Doubled(nn.Module):
+    """An encoder's numbers in float64; itself it computes as it does."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, observations: Any) -> Encoding:
+        hidden, entities = self.encoder(observations)
+        return Encoding(hidden.double(), {name: one.double() for name, one in entities.items()})
+
+
+def _doubled(policy: nn.Module) -> nn.Module:
+    """A copy that decides in float64 from what the same encoder gives."""
+    policy = copy.deepcopy(policy)
+    inner, _ = _taken_apart(policy)
+    encoder = inner.encoder
+    inner.encoder = nn.Identity()
+    policy.double()
+    inner.encoder = _Doubled(encoder)
+    for name in ("hidden_size", "entity_sizes"):
+        setattr(inner.encoder, name, getattr(encoder, name))
+    return policy
 
 
 def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
@@ -407,8 +350,6 @@ def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
         ramp = torch.linspace(-1, 1, shape[0] * shape[1]).view(shape)
         state = {"lstm_h": ramp, "lstm_c": -ramp}
     legal, n_legal = _padded(inner.layout.read(observations).distinct())
-    asked = observations, state, legal, n_legal
-    wanted, nudged = _decided(policy, *asked), _decided(_nudged(policy), *asked)
 
     padded = PaddedPolicy(policy).eval()
     recorded = _Fields(inner.layout, observations)
@@ -420,6 +361,8 @@ def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
             f"layout.field(observations, name), and the number of rows from a field; it raised "
             f"{type(error).__name__}: {error}"
         ) from error
+    if inner.first_step is not None:
+        recorded[inner.first_step]
     fields = dict(sorted(recorded.read.items()))  # so that no order of flattening differs
     others = (legal, n_legal, *state.values())
     # strict: else len(tensor), which encoders use, makes a constant of the number of rows.
@@ -431,22 +374,33 @@ def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
         ),
         strict=True,
     )
-    got = program.module()(fields, *others)
+    # In float64, as the policy does, so that what is left of a difference is no rounding; and in
+    # float32 the program does what it was made of.
+    doubled = _doubled(policy)
+    exact = [one.double() if one.is_floating_point() else one for one in others]
+    wanted = _decided(
+        doubled, observations, dict(zip(state, exact[2:], strict=True)), legal, n_legal
+    )
+    _compare(wanted, PaddedPolicy(doubled).eval()(fields, *exact), "the policy's", 1e-9)
+    made_of = dict(zip(wanted, padded(fields, *others), strict=True))
+    _compare(made_of, program.module()(fields, *others), "what it was made of is", 1e-5)
+    return program
+
+
+def _compare(
+    wanted: Mapping[str, Tensor], got: Iterable[Tensor], whose: str, tolerance: float
+) -> None:
     for (name, expected), exported in zip(wanted.items(), got, strict=True):
-        moved = (nudged[name] - expected).abs().nan_to_num(0.0, 0.0).max()  # NaN: of -inf and -inf
-        allowed = 1e-4 + 1e-4 * expected.abs() + 4 * moved
+        allowed = tolerance * (1 + expected.abs())
         near = (exported - expected).abs() <= allowed
-        wrong = ~(near | (exported == expected))
+        wrong = ~(near | (exported == expected) | (exported.isnan() & expected.isnan()))
         if wrong.any():
             at = wrong.nonzero()[0].tolist()
             raise RuntimeError(
-                f"row {at[0]}: exported, {name}{at} is {exported[tuple(at)].item()}, but the "
-                f"policy's is {expected[tuple(at)].item()}; does the encoder look at more than the "
-                "fields of a row, or does a subclass decide otherwise? Or are the scores so large "
-                "that float32 cannot hold their differences (the last bits of the weights move "
-                f"some row by {moved.item():.1g}): are the observations normalised?"
+                f"row {at[0]}: exported, {name}{at} is {exported[tuple(at)].item()}, but {whose} "
+                f"{expected[tuple(at)].item()}; does the encoder look at more than the fields of a "
+                "row, or does a subclass decide otherwise?"
             )
-    return program
 
 
 def _decided(
@@ -468,15 +422,6 @@ def _decided(
     }
 
 
-def _nudged(policy: nn.Module) -> nn.Module:
-    """A copy whose weights differ in their last bits, to see what rounding does to its answers."""
-    policy = copy.deepcopy(policy)
-    random = torch.Generator().manual_seed(0)
-    for weight in filter(Tensor.is_floating_point, policy.parameters()):
-        weight.mul_(1 + 2**-20 * torch.randn(weight.shape, generator=random))
-    return policy
-
-
 def _padded(legal: LegalActions) -> tuple[Tensor, Tensor]:
     """(B, K, H) int64 and (B,) int64, K at least 2, as torch.export takes 1 for a constant."""
     longest = max(2, int(legal.counts.max()))
@@ -490,21 +435,6 @@ def _shapes(fields: Mapping[str, Tensor], others: int, batch: Any, length: Any) 
     """Which dimensions of PaddedPolicy's arguments are free, ``others`` of them not fields."""
     lists = [{0: batch, 1: length}, *([{0: batch}] * (others - 1))]
     return ({name: {0: batch} for name in fields}, *lists)
-
-
-def _same_so_far(tuples: Tensor) -> list[Tensor]:
-    """For each slot, whether two places (B, K, K) have the same values up to and with it."""
-    found: list[Tensor] = []
-    for values in tuples.unbind(2):
-        same = values.unsqueeze(2) == values.unsqueeze(1)
-        found.append(same & found[-1] if found else same)
-    return found
-
-
-def _of_row(table: Tensor, at: Tensor) -> Tensor:
-    """(B, n, E) rows and (B, K) numbers of them -> (B, K, E)."""
-    begins = torch.arange(table.shape[0], device=table.device) * table.shape[1]
-    return table.flatten(0, 1)[begins.unsqueeze(1) + at]
 
 
 def _described(spec: ActionSpec) -> dict[str, Any]:

@@ -24,8 +24,14 @@ from torch import nn
 from tcg_flatpolicy import distributed, puffer
 from tcg_flatpolicy.evaluate import WinRate, play
 from tcg_flatpolicy.heads import HEADS
-from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy, TopK
-from tcg_flatpolicy.resume import restore_trainer, trainer_state
+from tcg_flatpolicy.puffer import (
+    Greedy,
+    Policy,
+    RecurrentPolicy,
+    TopK,
+    restore_trainer,
+    trainer_state,
+)
 from tcg_flatpolicy.run_folder import (
     CHECKPOINT,
     draw_curves,

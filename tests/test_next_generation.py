@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.puffer_next import NextGenerationPolicy
+from tcg_flatpolicy.puffer import NextGenerationPolicy
 from tests.games import BANDIT_SPEC, ROOM, UNITS, Bandit, BanditEncoder
 
 AGENTS, HORIZON = 32, 8

@@ -27,7 +27,7 @@ import tcg_flatpolicy as fp
 from tcg_flatpolicy import cli, evaluate, train
 from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
 from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers
-from tcg_flatpolicy.resume import restore_trainer, trainer_state
+from tcg_flatpolicy.puffer import restore_trainer, trainer_state
 from tests.games import Bandit, BanditEncoder
 
 pytestmark = pytest.mark.integration

@@ -73,7 +73,7 @@ def reference(
     scores = []
     for row, action in zip(legal.rows.tolist(), legal.actions.tolist(), strict=True):
         state = scorer.state(hidden[row])
-        x = state + scorer.primaries[action[0]]
+        x = state + scorer.primaries[list(SPEC.primaries).index(action[0])]
         for part in SPEC.parts:
             value = action[1 + part.slot] - part.start
             if part.primary != action[0] or not 0 <= value < part.role.size:
@@ -98,11 +98,11 @@ def test_scores_and_gradients_are_the_reference_s(seed: int, rows: int, most: in
     ]
     named = dict(zip(entities, leaves[1:], strict=True))
     parameters = list(scorer.parameters())
-    # float32 is the scorer's output, so the reference agrees to that
     scores = scorer(leaves[0], named, legal)
     expected = reference(scorer, leaves[0], named, legal)
-    torch.testing.assert_close(scores.double(), expected.double(), rtol=1e-5, atol=1e-5)
-    weights = torch.linspace(-1, 1, len(scores))
+    assert scores.dtype == torch.float64
+    torch.testing.assert_close(scores, expected.double(), rtol=1e-10, atol=1e-10)
+    weights = torch.linspace(-1, 1, len(scores), dtype=torch.float64)
     got = torch.autograd.grad((scores * weights).sum(), [*leaves, *parameters])
     wanted = (
         torch.autograd.grad((expected * weights).sum(), [*leaves, *parameters], allow_unused=True)
@@ -111,7 +111,7 @@ def test_scores_and_gradients_are_the_reference_s(seed: int, rows: int, most: in
     )
     for a, b in zip(got, wanted, strict=True):
         b = torch.zeros_like(a) if b is None else b
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_pieces_of_a_large_batch_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tcg_flatpolicy.encoders import Encoding
 from tcg_flatpolicy.layout import LegalLayout
-from tcg_flatpolicy.policy import Encoding
 from tcg_flatpolicy.spec import ActionSpec, Entity, Index, OneOf, Primary
 
 try:

@@ -7,16 +7,15 @@ or function of your own, called as ``Head(spec, hidden_size, entity_sizes, width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.heads.autoregressive import AutoregressiveHead
+from tcg_flatpolicy.heads.base import Head, HeadFactory, decide, read_and_decide
 from tcg_flatpolicy.heads.flat import FlatHead
 from tcg_flatpolicy.heads.sequential import Conditionals, LegalAutoregressive
-from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
 
 __all__ = [
@@ -27,25 +26,11 @@ __all__ = [
     "Head",
     "HeadFactory",
     "LegalAutoregressive",
+    "decide",
     "make_head",
+    "read_and_decide",
 ]
 
-
-class Head(Protocol):
-    """What a policy asks of a head.
-
-    One that returns a LegalAutoregressive may have an attribute ``path_entropy``: True gives the
-    trainer `LegalAutoregressive.path_entropy`, an estimate, in the place of the exact entropy.
-    """
-
-    def __call__(
-        self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
-    ) -> TupleDistribution:
-        """Hidden (B, D), {name: (B, n, E)}, B legal lists -> a distribution, batch_shape (B,)."""
-
-
-HeadFactory: TypeAlias = Callable[[ActionSpec, int, Mapping[str, tuple[int, int]], int], nn.Module]
-"""(spec, hidden_size D, entity_sizes {name: (n, E)}, width) -> a Head."""
 
 HEADS: dict[str, HeadFactory] = {"flat": FlatHead, "autoregressive": AutoregressiveHead}
 """The heads of this library, by name."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.heads.base import Head
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec
 
 
-class FlatHead(nn.Module):
+class FlatHead(Head):
     """Scores each listed tuple as a whole, and draws one of them.
 
     Log-prob and entropy are exact, and any dependence between slots can be learned. The cost grows
@@ -47,3 +48,9 @@ class FlatHead(nn.Module):
             ValueError: hidden, an entity or the tuples have another shape than declared.
         """
         return LegalCategorical(legal, self.scorer(hidden, entities, legal))
+
+    def padded(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
+    ) -> Tensor:
+        """The scores of padded tuples, (B, K); as Head.padded."""
+        return self.scorer.padded(hidden, entities, tuples)

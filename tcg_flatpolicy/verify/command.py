@@ -17,7 +17,7 @@ import torch
 
 from tcg_flatpolicy.heads import HEADS
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
-from tcg_flatpolicy.policy import Policy
+from tcg_flatpolicy.puffer import Policy
 from tcg_flatpolicy.run_folder import write_whole
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.codes import CODES, markdown

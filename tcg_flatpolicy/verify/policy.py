@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from tcg_flatpolicy.distribution import LegalCategorical
+from tcg_flatpolicy.encoders import Encoding, FieldEncoder
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.policy import Encoding, FieldEncoder, RecurrentPolicy
-from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, LegalNormal
+from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, LegalNormal, RecurrentPolicy
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
 
@@ -490,7 +490,7 @@ class _Audit:
                 actions,
                 answer.log_prob,
                 answer.entropy,
-                isinstance(answer.logits, LegalNormal) and answer.logits._entropy_of is not None,
+                isinstance(answer.logits, LegalNormal) and answer.logits.estimates_entropy,
             )
             listed = legal.contains(actions)
             self.report.looked(LISTED, agents)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.policy import Policy, RecurrentPolicy
-from tcg_flatpolicy.puffer import LegalNormal
+from tcg_flatpolicy.puffer.face import LegalNormal
+from tcg_flatpolicy.puffer.policy import Policy
 
 FLOAT32_EXACT = 2**24
 """Up to here float32 holds every whole number."""
@@ -53,7 +53,7 @@ class NextGenerationPolicy(nn.Module):
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> tuple[Tensor, ...]:
         """The state before the first step: (h, c), each (batch_size, D) float32 zeros; or ()."""
-        if not isinstance(self.policy, RecurrentPolicy):
+        if not self.policy.recurrent:
             return ()
         shape = (batch_size, self.hidden_size)
         return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
@@ -73,7 +73,7 @@ class NextGenerationPolicy(nn.Module):
         Raises:
             ValueError: a broken legal list, or a state of another size.
         """
-        if not isinstance(self.policy, RecurrentPolicy):
+        if not self.policy.recurrent:
             return *self.policy.forward_eval(observations), ()
         carried = dict(zip(("lstm_h", "lstm_c"), state, strict=True))
         face, value = self.policy.forward_eval(observations, carried)
@@ -96,6 +96,5 @@ class NextGenerationPolicy(nn.Module):
                 "observations must be (segments, horizon, columns), got "
                 f"{tuple(observations.shape)}"
             )
-        recurrent = isinstance(self.policy, RecurrentPolicy)
-        face, value = self.policy(observations if recurrent else observations.flatten(0, 1))
-        return face, value.view(observations.shape[:2])
+        decided: tuple[LegalNormal, Tensor] = self.policy(observations)
+        return decided

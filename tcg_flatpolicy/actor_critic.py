@@ -1,0 +1,210 @@
+"""The actor-critic: observations to a distribution over legal tuples and a value; no trainer.
+
+Shapes: S segments of T steps (one step: T = 1), B = S * T rows, D hidden size, H values in a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tcg_flatpolicy.distribution import TupleDistribution
+from tcg_flatpolicy.encoders import Encoder, Encoding, FieldEncoder
+from tcg_flatpolicy.exploration import Exploration
+from tcg_flatpolicy.heads import HeadFactory, decide, make_head
+from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.memory import LSTM, Carried, no_memory
+from tcg_flatpolicy.operators import wide
+from tcg_flatpolicy.spec import ActionSpec
+
+
+class Decided(NamedTuple):
+    """What an actor-critic makes of a batch."""
+
+    distribution: TupleDistribution
+    """Over the tuples of B rows, segment after segment."""
+    value: Tensor
+    """(B, 1), in float32 or better."""
+    carried: Carried
+    """What the memory carries on; () without one."""
+
+
+class ActorCritic(nn.Module):
+    """Encoder, memory, head and value, in this order.
+
+    Args:
+        spec: what tuples mean.
+        layout: where the legal list is.
+        head: how a tuple is chosen: "flat" (one categorical over the list), "autoregressive" (slot
+            after slot), or a factory of your own, see :mod:`tcg_flatpolicy.heads`.
+        encoder: observations -> Encoding; a FieldEncoder if left out.
+        hidden_size: of the FieldEncoder; an encoder of your own brings its own.
+        width: of the head's hidden layer.
+        recurrent: whether there is an LSTM, as wide as the encoder.
+        first_step: name of a field that is not 0 in a game's first step, where the LSTM forgets.
+
+    Raises:
+        KeyError: no field named first_step.
+        TypeError: an encoder that does not declare its sizes.
+        ValueError: a spec that does not fit the layout, an Entity that the encoder does not embed,
+            a head of unknown name, or a first_step that is not one number or has no LSTM to clear.
+    """
+
+    def __init__(
+        self,
+        spec: ActionSpec,
+        layout: LegalLayout,
+        *,
+        head: str | HeadFactory = "flat",
+        encoder: nn.Module | None = None,
+        hidden_size: int = 256,
+        width: int = 64,
+        recurrent: bool = False,
+        first_step: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layout = layout.with_spec(spec)
+        self.encoder = encoder or FieldEncoder(self.layout, hidden_size)
+        if not isinstance(self.encoder, Encoder):
+            raise TypeError(
+                f"{type(self.encoder).__name__} must declare hidden_size and entity_sizes "
+                "({name: (n, E)}; {} if it embeds none)"
+            )
+        self.hidden_size = int(self.encoder.hidden_size)
+        self.head = make_head(head, spec, self.hidden_size, self.encoder.entity_sizes, width)
+        self.value = nn.Linear(self.hidden_size, 1)
+        self.exploration = Exploration()
+        if recurrent:
+            self.lstm = LSTM(self.hidden_size)
+        self.recurrent = recurrent
+        if first_step is not None:
+            self._check_first_step(first_step)
+        self.first_step = first_step
+
+    def _check_first_step(self, name: str) -> None:
+        if not self.recurrent:
+            raise ValueError(f"first_step={name!r} says when an LSTM forgets, and there is none")
+        self.layout.field(torch.zeros(1, self.layout.dtype.itemsize, dtype=torch.uint8), name)
+        numbers = {field.name: field.numbers for field in self.layout.fields()}[name]
+        if numbers != 1:
+            raise ValueError(f"first_step={name!r} must be one number, it has {numbers}")
+
+    def explore(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
+        """Makes exploration part of the policy: p^(1/temperature), then uniform with epsilon.
+
+        It holds in rollout and update alike, so log-probs stay exact. Draws in train mode are a
+        rollout, draws in eval mode are not; an update raises unless all draws of the latest rollout
+        were made at its settings. It is saved in the state_dict. With an autoregressive head it
+        scores the whole list, and the trainer's entropy is then exact.
+
+        Args:
+            temperature: positive; above 1 flattens the distribution.
+            epsilon: 0 to 1, the share of draws that are uniform over the legal tuples.
+
+        Raises:
+            TypeError: no number.
+            ValueError: a value out of range.
+        """
+        self.exploration.set(temperature, epsilon)
+
+    @property
+    def temperature(self) -> float:
+        """Of the distribution, rounded to float32; explore() sets it."""
+        return self.exploration.settings.temperature
+
+    @property
+    def epsilon(self) -> float:
+        """Share of draws that are uniform, rounded to float32; explore() sets it."""
+        return self.exploration.settings.epsilon
+
+    def forward(self, observations: Tensor, carried: Carried | None = None) -> Any:
+        """Decides one step or whole segments.
+
+        Args:
+            observations: (S, columns) of one step or (S, T, columns), as LegalLayout.read takes
+                them.
+            carried: what the memory carried so far; None at the start.
+
+        Returns:
+            A Decided of S * T rows.
+
+        Raises:
+            ValueError: a legal list that is broken or not within the spec, naming the row.
+        """
+        return self.run(observations, carried)
+
+    def run(self, observations: Tensor, carried: Carried | None = None) -> Decided:
+        """What forward does, for subclasses that give a trainer something else."""
+        rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
+        encoding = self.encode(rows)
+        hidden, carried = self.remember(encoding.hidden, observations, carried)
+        distribution = self.decide(rows, hidden, encoding.entities)
+        return Decided(distribution, self.values(hidden), carried)
+
+    def encode(self, rows: Tensor) -> Encoding:
+        """Observations (B, columns) -> hidden (B, D) and entities {name: (B, n, E)}."""
+        encoding = self.encoder(rows)
+        if not isinstance(encoding, tuple) or len(encoding) != 2:
+            raise TypeError(
+                f"{type(self.encoder).__name__} gave a {type(encoding).__name__}; an encoder "
+                "returns tcg_flatpolicy.Encoding(hidden, entities), entities {} if it embeds none"
+            )
+        return Encoding(*encoding)
+
+    def remember(
+        self, hidden: Tensor, observations: Tensor, carried: Carried | None
+    ) -> tuple[Tensor, Carried]:
+        """Hidden (B, D) of (S, columns) or (S, T, columns) observations -> (B, D) with memory."""
+        if not self.recurrent:
+            return no_memory(hidden, carried)
+        shape = observations.shape[:-1] if observations.ndim == 3 else (len(observations), 1)
+        first = None
+        if self.first_step is not None:
+            marks = self.layout.field(observations.reshape(len(hidden), -1), self.first_step)
+            first = (marks != 0).reshape(shape)
+        hidden, carried = self.lstm(hidden.unflatten(0, shape), carried, first)
+        return hidden.flatten(0, 1), carried
+
+    def decide(
+        self, rows: Tensor, hidden: Tensor, entities: Mapping[str, Tensor]
+    ) -> TupleDistribution:
+        """Observations (B, columns), hidden (B, D), {name: (B, n, E)} -> the distribution."""
+        return decide(self.head, rows, self.layout, hidden, entities, self.exploration)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Hidden (B, D) -> (B, 1), in float32 or better."""
+        return wide(self.value(hidden))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, LSTM.of(value) if isinstance(value, nn.LSTM) else value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("temperature", "epsilon"):
+            destination[prefix + name] = torch.tensor(getattr(self, name))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = [prefix + name for name in ("temperature", "epsilon")]
+        missing_keys += [name for name in names if name not in state_dict]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if all(name in state_dict for name in names):
+            try:
+                self.explore(*(float(state_dict[name]) for name in names))
+            except ValueError as error:
+                error_msgs.append(str(error))
+        unexpected_keys[:] = [name for name in unexpected_keys if name not in names]

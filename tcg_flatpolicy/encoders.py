@@ -1,0 +1,176 @@
+"""From observations to what a policy decides by: the state's vector and those of its entities.
+
+Shapes: B rows of observations, D hidden size, n entities of a name, E their size, F numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.operators import wide
+
+
+class Encoding(NamedTuple):
+    """What an encoder makes of a batch of observations."""
+
+    hidden: Tensor
+    """(B, D) state."""
+    entities: Mapping[str, Tensor] = {}
+    """{name: (B, n, E)}: what an Entity slot can point at; absent things are rows like others."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Any nn.Module that maps observations (B, columns) to an Encoding and declares its sizes."""
+
+    hidden_size: int
+    """D."""
+    entity_sizes: Mapping[str, tuple[int, int]]
+    """{name: (n, E)}."""
+
+    def __call__(self, observations: Tensor) -> Encoding:
+        """Encodes a batch."""
+
+
+class FieldEncoder(nn.Module):
+    """The default encoder: every field of the observation except the legal list, normalised.
+
+    Numbers are squashed by sign(x) log(1 + |x|), so that hit points and identifiers of very
+    different sizes can share a layer; then linear, layer norm, relu, twice. Squashing needs no
+    running statistics, which would have to stand still between rollout and update (`RunningNorm`
+    has such). It embeds no entities; an encoder of your own that does will play better.
+
+    Args:
+        layout: where the fields are.
+        hidden_size: D.
+
+    Raises:
+        ValueError: there is no field besides the legal list.
+    """
+
+    def __init__(self, layout: LegalLayout, hidden_size: int = 256) -> None:
+        super().__init__()
+        self.layout = layout
+        self.hidden_size = hidden_size
+        self.entity_sizes: dict[str, tuple[int, int]] = {}
+        self.fields = [field for field in layout.fields() if not layout.is_legal_list(field)]
+        numbers = sum(field.numbers for field in self.fields)
+        if not numbers:
+            raise ValueError(f"{layout} has no field besides the legal list: nothing to decide by")
+        first = nn.Linear(numbers, hidden_size)
+        second = nn.Linear(hidden_size, hidden_size)
+        norms = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Encoding:
+        """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
+        dtype = next(self.net.parameters()).dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        columns = []
+        for field in self.fields:
+            column = self.layout.field(observations, field.name)
+            columns.append(column.reshape(len(column), field.numbers).to(exact))
+        x = torch.cat(columns, dim=1)
+        return Encoding(self.net((x.sign() * x.abs().log1p()).to(dtype)))
+
+
+class RunningNorm(nn.Module):
+    """Numbers less their mean, divided by their deviation, over all rollouts so far.
+
+    Plain running statistics change in every forward, and a stored log-prob is then another one when
+    the update asks again. These are gathered in rollouts (forwards in train mode without gradients)
+    and put in force at the first such forward after an update (one in train mode with gradients),
+    so the importance ratio starts at 1. Before the first update the numbers pass as they are.
+    Under torch.distributed the statistics are those of all processes, all of which must then begin
+    their rollouts together.
+
+    Args:
+        size: F.
+        clip: the result lies within -clip and clip.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    totals: Tensor
+    gathered: Tensor
+    due: Tensor
+
+    def __init__(self, size: int, clip: float = 10.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.size, self.clip, self.eps = size, clip, eps
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
+        # Count, mean and sum of squared deviations, in force and gathered since then.
+        self.register_buffer("totals", torch.zeros(3, size, dtype=torch.float64))
+        self.register_buffer("gathered", torch.zeros(3, size, dtype=torch.float64))
+        self.register_buffer("due", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., F) floats -> (..., F), in their dtype.
+
+        Raises:
+            ValueError: another number of columns.
+        """
+        if x.shape[-1] != self.size:
+            raise ValueError(f"x must be (..., {self.size}), got {tuple(x.shape)}")
+        if self.training and torch.is_grad_enabled():
+            self.due.fill_(True)
+        elif self.training:
+            if bool(self.due):
+                self._put_in_force()
+            self._gather(x.detach().reshape(-1, self.size).double())
+        shifted = (wide(x) - self.mean.to(x.device)) * (self.variance + self.eps).rsqrt()
+        return shifted.clamp(-self.clip, self.clip).to(x.dtype)
+
+    def _gather(self, x: Tensor) -> None:
+        if len(x):
+            mean = x.mean(0)
+            new = torch.stack([torch.full_like(mean, len(x)), mean, ((x - mean) ** 2).sum(0)])
+            self.gathered.copy_(_together(torch.stack([self.gathered, new])))
+
+    def _put_in_force(self) -> None:
+        gathered = self.gathered.unsqueeze(0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            ranks = torch.distributed.get_world_size()
+            parts = [torch.empty_like(self.gathered) for _ in range(ranks)]
+            torch.distributed.all_gather(parts, self.gathered)
+            gathered = torch.stack(parts)
+        self.totals.copy_(_together(torch.cat([self.totals.unsqueeze(0), gathered])))
+        count, mean, squares = self.totals
+        some = count > 0
+        self.mean.copy_(torch.where(some, mean, self.mean))
+        self.variance.copy_(torch.where(some, squares / count.clamp(min=1), self.variance))
+        self.gathered.zero_()
+        self.due.fill_(False)
+
+    def _apply(self, fn: object, recurse: bool = True) -> RunningNorm:
+        """Statistics keep their float64, whatever dtype the weights are cast to."""
+        names = ("mean", "variance", "totals", "gathered")
+        exact = {name: getattr(self, name) for name in names}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, values in exact.items():
+            setattr(self, name, values.to(getattr(self, name).device))
+        return self
+
+
+def _together(parts: Tensor) -> Tensor:
+    """Count, mean and sum of squared deviations of all parts (P, 3, F) together: (3, F).
+
+    The formulas are those of Chan, Golub and LeVeque (1983).
+    """
+    counts, means, squares = parts.unbind(1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count.clamp(min=1)
+    return torch.stack([count, mean, (squares + counts * (means - mean) ** 2).sum(0)])

@@ -1,0 +1,112 @@
+"""What a policy asks of a head, and how one decides from observations.
+
+A head is an nn.Module, ``head(hidden, entities, legal)``, that returns a distribution over the
+tuples of each row. Shapes: B rows, D hidden size, n entities of a name, E their size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from tcg_flatpolicy.distribution import TupleDistribution
+from tcg_flatpolicy.exploration import Exploration
+from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.spec import ActionSpec
+
+
+class Head(nn.Module):
+    """A head of this library. One of your own need be no more than a module with its forward.
+
+    One that returns a LegalAutoregressive may have an attribute ``path_entropy``: True gives the
+    trainer `LegalAutoregressive.path_entropy`, an estimate, in the place of the exact entropy.
+    """
+
+    @abstractmethod
+    def forward(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
+    ) -> TupleDistribution:
+        """Hidden (B, D), {name: (B, n, E)}, B legal lists -> a distribution, batch_shape (B,)."""
+
+    def decide(
+        self,
+        observations: Tensor,
+        layout: LegalLayout,
+        hidden: Tensor,
+        entities: Mapping[str, Tensor],
+        exploration: Exploration,
+    ) -> TupleDistribution:
+        """Reads the lists from observations (B, columns), and explores."""
+        return read_and_decide(self, observations, layout, hidden, entities, exploration)
+
+    def padded(
+        self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
+    ) -> Tensor:
+        """As forward in static shapes, for export.
+
+        Args:
+            hidden: (B, D).
+            entities: {name: (B, n, E)}.
+            tuples: (B, K, H) int64, within the spec.
+            listed: (B, K) bool, which of them are in the row's list, each once.
+
+        Returns:
+            (B, K) scores, of which the softmax over listed ones is the distribution.
+
+        Raises:
+            TypeError: this head has no such form.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be exported: it has no padded(hidden, entities, tuples, "
+            "listed)"
+        )
+
+
+HeadFactory: TypeAlias = Callable[[ActionSpec, int, Mapping[str, tuple[int, int]], int], nn.Module]
+"""(spec, hidden_size D, entity_sizes {name: (n, E)}, width) -> a Head."""
+
+
+def decide(
+    head: nn.Module,
+    observations: Tensor,
+    layout: LegalLayout,
+    hidden: Tensor,
+    entities: Mapping[str, Tensor],
+    exploration: Exploration,
+) -> TupleDistribution:
+    """What a head decides from observations; one without a ``decide`` reads and packs."""
+    own: Any = getattr(head, "decide", None)
+    if own is None:
+        return read_and_decide(head, observations, layout, hidden, entities, exploration)
+    distribution: TupleDistribution = own(observations, layout, hidden, entities, exploration)
+    return distribution
+
+
+def read_and_decide(
+    head: nn.Module,
+    observations: Tensor,
+    layout: LegalLayout,
+    hidden: Tensor,
+    entities: Mapping[str, Tensor],
+    exploration: Exploration,
+) -> TupleDistribution:
+    """Reads the lists, packed, lets the head decide by them, and explores.
+
+    Raises:
+        TypeError: the head returned no distribution of batch_shape (B,) and event_shape (H,).
+        ValueError: a legal list that is broken or not within the spec, naming the row.
+    """
+    legal = layout.read_distinct(observations)
+    distribution: TupleDistribution = head(hidden, entities, legal)
+    shapes = [tuple(getattr(distribution, f"{kind}_shape", ())) for kind in ("batch", "event")]
+    if shapes != [(len(legal),), (1 + legal.slots,)]:
+        raise TypeError(
+            f"{type(head).__name__} must return a distribution of batch_shape ({len(legal)},) and "
+            f"event_shape ({1 + legal.slots},), got a {type(distribution).__name__} of "
+            f"{shapes[0]} and {shapes[1]}"
+        )
+    return exploration.explored(distribution)

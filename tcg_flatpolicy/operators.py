@@ -1,0 +1,113 @@
+"""Differentiable steps whose cost follows the numbers in a tensor, as one operator each.
+
+Eagerly an operator is an autograd.Function; in a graph of torch.compile, which cannot look at those
+numbers, a torch.library.custom_op, which is several times slower to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Operator:
+    """A function of tensors with a gradient of its own.
+
+    Args:
+        name: of the custom operator, in the namespace ``tcg_flatpolicy``.
+        forward: (floats, others, sizes) -> the result, and what else the backward pass needs; none
+            of it shares memory with an argument.
+        backward: (gradient of the result, floats, others, sizes, what forward gave) -> a gradient
+            for each of the floats.
+        fake: (floats, others, sizes) -> tensors of the shapes and dtypes that forward gives.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[[list[Tensor], list[Tensor], list[int]], list[Tensor]],
+        backward: Callable[
+            [Tensor, list[Tensor], list[Tensor], list[int], list[Tensor]], list[Tensor]
+        ],
+        fake: Callable[[list[Tensor], list[Tensor], list[int]], list[Tensor]],
+    ) -> None:
+        self.forward, self.backward = forward, backward
+        inputs = "Tensor[] floats, Tensor[] others, SymInt[] sizes"
+        self.op = torch.library.custom_op(
+            f"tcg_flatpolicy::{name}",
+            forward,
+            mutates_args=(),
+            schema=f"({inputs}) -> Tensor[]",
+        )
+        backward_op = torch.library.custom_op(
+            f"tcg_flatpolicy::{name}_backward",
+            backward,
+            mutates_args=(),
+            schema=f"(Tensor grad, {inputs}, Tensor[] saved) -> Tensor[]",
+        )
+        self.op.register_fake(fake)
+        backward_op.register_fake(_like_floats)
+
+        def remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+            floats, others, sizes = inputs
+            ctx.counts, ctx.sizes = (len(floats), len(others)), sizes
+            ctx.save_for_backward(*floats, *others, *output)
+
+        def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+            floats, others, saved = _split(ctx.saved_tensors, ctx.counts)
+            return backward_op(grads[0], floats, others, ctx.sizes, saved), None, None
+
+        self.op.register_autograd(gradient, setup_context=remember)
+
+    def __call__(
+        self, floats: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int] = ()
+    ) -> Tensor:
+        """The result, with gradients for the floats."""
+        if torch.compiler.is_compiling():
+            result: Tensor = self.op(list(floats), list(others), list(sizes))[0]
+        else:
+            result = _Eager.apply(self, len(floats), sizes, *floats, *others)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, operator: Operator, floats: int, sizes: Sequence[int], *tensors: Tensor
+    ) -> Tensor:
+        ctx.operator, ctx.sizes, ctx.counts = operator, sizes, (floats, len(tensors) - floats)
+        result, *saved = operator.forward(
+            list(tensors[:floats]), list(tensors[floats:]), list(sizes)
+        )
+        ctx.save_for_backward(*tensors, result, *saved)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        floats, others, saved = _split(ctx.saved_tensors, ctx.counts)
+        grads = ctx.operator.backward(grad, floats, others, list(ctx.sizes), saved)
+        return None, None, None, *grads, *([None] * len(others))
+
+
+def _split(
+    tensors: Sequence[Tensor], counts: tuple[int, int]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    floats, others = counts
+    end = floats + others
+    return list(tensors[:floats]), list(tensors[floats:end]), list(tensors[end:])
+
+
+def _like_floats(
+    grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
+) -> list[Tensor]:
+    return [torch.empty_like(one) for one in floats]
+
+
+def wide(values: Tensor) -> Tensor:
+    """Floats in float32 or better: those of fewer bits as float32, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

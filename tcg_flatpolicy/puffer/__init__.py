@@ -1,0 +1,23 @@
+"""All that is known about PufferLib: its policies, its trainer's questions, its trainer's state."""
+
+from tcg_flatpolicy.puffer.contract import MISSING_PUFFERLIB, check_contract, compensated
+from tcg_flatpolicy.puffer.face import LegalNormal
+from tcg_flatpolicy.puffer.next_generation import NextGenerationPolicy
+from tcg_flatpolicy.puffer.play import Greedy, TopK
+from tcg_flatpolicy.puffer.policy import FlatPolicy, Policy, RecurrentPolicy
+from tcg_flatpolicy.puffer.trainer_state import restore_trainer, trainer_state
+
+__all__ = [
+    "MISSING_PUFFERLIB",
+    "FlatPolicy",
+    "Greedy",
+    "LegalNormal",
+    "NextGenerationPolicy",
+    "Policy",
+    "RecurrentPolicy",
+    "TopK",
+    "check_contract",
+    "compensated",
+    "restore_trainer",
+    "trainer_state",
+]

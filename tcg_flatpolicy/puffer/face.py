@@ -1,0 +1,151 @@
+"""What PufferLib's trainer asks of what a policy returns, and nothing else.
+
+``pufferlib.pytorch.sample_logits`` has a branch for ``isinstance(logits, Normal)``. It reads
+``logits.loc.shape[0]``, draws with ``logits.sample()``, and takes row sums of
+``logits.log_prob(action)`` and ``logits.entropy()``. A LegalNormal answers those from a
+distribution over tuples, so the trainer runs as it is. After sampling, the trainer clips a Normal's
+actions to the bounds of the joint action space, which legal tuples are within.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from tcg_flatpolicy.distribution import TupleDistribution
+from tcg_flatpolicy.exploration import Exploration
+
+
+class LegalNormal(Normal):
+    """A distribution over tuples behind the face of a Normal, for PufferLib's trainer only.
+
+    ``face[rows]`` is the face of some rows: a bool mask (B,), int64 numbers of rows, or a slice.
+
+    Args:
+        distribution: batch_shape (B,), event_shape (H,); a LegalCategorical, say.
+        action_dtype: of the environment's action space; PufferLib refuses int64 for an int32 space.
+        entropy_of: what the trainer's entropy is (B,), given the tuples (B, H) last drawn or asked
+            about; the distribution's own if left out.
+        exploration: is told of draws and updates, with the settings that it has now.
+        training: whether draws are part of a rollout.
+    """
+
+    def __init__(
+        self,
+        distribution: TupleDistribution,
+        action_dtype: torch.dtype = torch.int64,
+        entropy_of: Callable[[Tensor], Tensor] | None = None,
+        exploration: Exploration | None = None,
+        training: bool = False,
+    ) -> None:
+        # Not Normal.__init__: there is no scale. loc is read for its first dimension alone.
+        self._distribution = distribution
+        self.action_dtype = action_dtype
+        self.loc = torch.zeros(*distribution.batch_shape, 1)
+        self._entropy_of = entropy_of
+        self._exploration, self._training, self._drawn = exploration, training, False
+        # The object, not its numbers: a compiled graph would be compiled again for others.
+        self._settings = None if exploration is None else exploration.settings
+        self._actions: Tensor | None = None
+        Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
+
+    @property
+    def distribution(self) -> TupleDistribution:
+        """The distribution over tuples. Drawing from it is a draw of this face."""
+        if hasattr(self._distribution, "drew"):
+            self._distribution.drew = self._drew
+        return self._distribution
+
+    @property
+    def estimates_entropy(self) -> bool:
+        """Whether entropy() is an estimate from the tuples last drawn or asked about."""
+        return self._entropy_of is not None
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """(*S, B, H) legal tuples in the action space's dtype."""
+        self._drew()
+        actions = self._distribution.sample(sample_shape).to(self.action_dtype)
+        self._keep(actions)
+        return actions
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(B, H) tuples -> (B, 1): the trainer sums over dimension 1.
+
+        With gradients, and of a face that has not drawn, this is an update.
+
+        Raises:
+            RuntimeError: an update, and the latest rollout was drawn at other exploration settings.
+        """
+        # Here and not in the policy's forward, which may be compiled into a graph.
+        if self._exploration is not None and not self._drawn and torch.is_grad_enabled():
+            assert self._settings is not None
+            self._exploration.check_update(self._settings)
+        self._keep(value)
+        return self._distribution.log_prob(value).unsqueeze(-1)
+
+    def entropy(self) -> Tensor:
+        """(B, 1): the trainer sums over dimension 1."""
+        if self._entropy_of is None:
+            return self._distribution.entropy().unsqueeze(-1)
+        if self._actions is None:
+            raise RuntimeError(
+                "this head's entropy is an estimate from a tuple: draw one, or ask for a log_prob, "
+                "before entropy(); .distribution.entropy() is exact"
+            )
+        return self._entropy_of(self._actions).unsqueeze(-1)
+
+    def __getitem__(self, rows: Any) -> LegalNormal:
+        some: Any = self._distribution
+        if not hasattr(some, "__getitem__"):
+            raise TypeError(f"{type(some).__name__} has no rows to choose: it needs __getitem__")
+        face = LegalNormal(some[rows], self.action_dtype, None, self._exploration, self._training)
+        face._settings, face._drawn = self._settings, self._drawn
+        return face
+
+    def _drew(self) -> None:
+        self._drawn = True
+        if self._exploration is not None and self._training:
+            assert self._settings is not None
+            self._exploration.drew(self._settings)
+
+    def _keep(self, actions: Tensor) -> None:
+        """Remembers what the entropy is of; a copy, since a trainer may write over its tuples."""
+        if self._entropy_of is not None:
+            self._actions = actions.clone()
+
+    @property
+    def mode(self) -> Tensor:
+        """(B, H) the most probable tuple of each row."""
+        return self._distribution.mode.to(self.action_dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, H) NaN: tuples are labels."""
+        return torch.full(self._extended_shape(), torch.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """(B, H) NaN: tuples are labels."""
+        return self.mean
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> NoReturn:  # noqa: B008
+        """Not offered: a drawn tuple has no gradient."""
+        raise NotImplementedError("legal tuples are discrete: use sample() and log_prob()")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Only reached for what is not there, such as scale.
+        raise AttributeError(
+            f"LegalNormal has no {name!r}: it wears the face of a Normal only for PufferLib's "
+            "sample_logits, and this caller wants a real Gaussian. Use .distribution, or see "
+            "tcg_flatpolicy.puffer.check_contract() for whether this PufferLib can be relied on"
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "this PufferLib's sample_logits takes a Normal for a list of logits: it has lost the "
+            "branch that tcg_flatpolicy relies on; use pufferlib 3.0.0 or pufferlib-core 3.0.23"
+        )
