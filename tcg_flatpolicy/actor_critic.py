@@ -139,6 +139,11 @@ class ActorCritic(nn.Module):
 
     def run(self, observations: Tensor, carried: Carried | None = None) -> Decided:
         """What forward does, for subclasses that give a trainer something else."""
+        if observations.ndim not in (2, 3):
+            raise ValueError(
+                "observations must be (rows, columns) or (segments, horizon, columns), got "
+                f"{tuple(observations.shape)}"
+            )
         rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
         encoding = self.encode(rows)
         hidden, carried = self.remember(encoding.hidden, observations, carried)

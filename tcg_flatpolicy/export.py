@@ -304,28 +304,25 @@ def _with_padded_form(head: nn.Module) -> nn.Module:
     return head
 
 
-class _Doubled(nn.Module):
-    """An encoder's numbers in float64; itself it computes as it does."""
+class _Recorded(nn.Module):
+    """An encoder that gives what one gave before, in float64."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    entity_sizes: Mapping[str, tuple[int, int]] = {}
+
+    def __init__(self, encoding: Encoding) -> None:
         super().__init__()
-        self.encoder = encoder
+        entities = {name: one.double() for name, one in encoding.entities.items()}
+        self.encoding = Encoding(encoding.hidden.double(), entities)
+        self.hidden_size = encoding.hidden.shape[1]
 
     def forward(self, observations: Any) -> Encoding:
-        hidden, entities = self.encoder(observations)
-        return Encoding(hidden.double(), {name: one.double() for name, one in entities.items()})
+        return self.encoding
 
 
-def _doubled(policy: nn.Module) -> nn.Module:
-    """A copy that decides in float64 from what the same encoder gives."""
-    policy = copy.deepcopy(policy)
-    inner, _ = _taken_apart(policy)
-    encoder = inner.encoder
-    inner.encoder = nn.Identity()
-    policy.double()
-    inner.encoder = _Doubled(encoder)
-    for name in ("hidden_size", "entity_sizes"):
-        setattr(inner.encoder, name, getattr(encoder, name))
+def _in_float64(policy: nn.Module, encoding: Encoding) -> nn.Module:
+    """A copy that decides in float64, whatever it observes, by an encoding."""
+    policy = copy.deepcopy(policy).double()
+    _taken_apart(policy)[0].encoder = _Recorded(encoding)
     return policy
 
 
@@ -374,17 +371,24 @@ def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
         ),
         strict=True,
     )
-    # In float64, as the policy does, so that what is left of a difference is no rounding; and in
-    # float32 the program does what it was made of.
-    doubled = _doubled(policy)
-    exact = [one.double() if one.is_floating_point() else one for one in others]
-    wanted = _decided(
-        doubled, observations, dict(zip(state, exact[2:], strict=True)), legal, n_legal
-    )
-    _compare(wanted, PaddedPolicy(doubled).eval()(fields, *exact), "the policy's", 1e-9)
+    seen, encoded = inner.encode(observations), Encoding(*padded.encoder(fields))
+    _compare(_flat(seen), _flat(encoded).values(), "the policy's encoder gives", 1e-4)
+    # In float64, so that what is left of a difference is no rounding; and what the program gives is
+    # what it was made of gives.
+    exact = _in_float64(policy, encoded)
+    wide_others = [one.double() if one.is_floating_point() else one for one in others]
+    carried = dict(zip(state, wide_others[2:], strict=True))
+    wanted = _decided(exact, observations, carried, legal, n_legal)
+    got = PaddedPolicy(exact).eval()(fields, *wide_others)
+    _compare(wanted, got, "the policy's is", 1e-9)
     made_of = dict(zip(wanted, padded(fields, *others), strict=True))
-    _compare(made_of, program.module()(fields, *others), "what it was made of is", 1e-5)
+    _compare(made_of, program.module()(fields, *others), "what it was made of gives", 1e-5)
     return program
+
+
+def _flat(encoding: Encoding) -> dict[str, Tensor]:
+    named = {f"entities[{name!r}]": one for name, one in sorted(encoding.entities.items())}
+    return {"hidden": encoding.hidden, **named}
 
 
 def _compare(

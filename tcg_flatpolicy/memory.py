@@ -160,8 +160,7 @@ def _backward(
 
 
 def _fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
-    steps, segments, size = floats[0].shape
-    shape = (steps, segments)
+    shape, size = floats[0].shape[:2], floats[1].shape[1]
     return [floats[0].new_empty(*shape, 2 * size), floats[0].new_empty(*shape, 4 * size)]
 
 

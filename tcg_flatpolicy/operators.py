@@ -43,9 +43,12 @@ class Operator:
             mutates_args=(),
             schema=f"({inputs}) -> Tensor[]",
         )
+        def laid_out(*given: Any) -> list[Tensor]:
+            return [one.contiguous() for one in backward(*given)]
+
         backward_op = torch.library.custom_op(
             f"tcg_flatpolicy::{name}_backward",
-            backward,
+            laid_out,
             mutates_args=(),
             schema=f"(Tensor grad, {inputs}, Tensor[] saved) -> Tensor[]",
         )
@@ -59,7 +62,9 @@ class Operator:
 
         def gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
             floats, others, saved = _split(ctx.saved_tensors, ctx.counts)
-            return backward_op(grads[0], floats, others, ctx.sizes, saved), None, None
+            given = backward_op(grads[0], floats, others, ctx.sizes, saved)
+            # An empty list, of whatever, is a list of no tensors to torch.
+            return given, [None] * len(others), None if ctx.sizes else []
 
         self.op.register_autograd(gradient, setup_context=remember)
 
@@ -105,7 +110,7 @@ def _split(
 def _like_floats(
     grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
 ) -> list[Tensor]:
-    return [torch.empty_like(one) for one in floats]
+    return [one.new_empty(one.shape) for one in floats]
 
 
 def wide(values: Tensor) -> Tensor:

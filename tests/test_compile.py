@@ -17,7 +17,6 @@ import torch
 from pufferlib.pytorch import sample_logits
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.lstm import lstm
 from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
 
 AGENTS, HORIZON = 16, 8
@@ -174,29 +173,9 @@ def test_a_layout_that_was_copied_is_found_from_within_a_graph() -> None:
     torch.testing.assert_close(compiled(observations)[0].distribution.logits, expected)
 
 
-@pytest.mark.parametrize(
-    ("steps", "segments", "inputs", "size"), [(1, 1, 1, 1), (6, 3, 5, 7), (9, 1, 4, 2)]
-)
-def test_the_lstm_and_its_gradients_are_torch_s(
-    steps: int, segments: int, inputs: int, size: int
-) -> None:
-    torch.manual_seed(0)
-    oracle = torch.nn.LSTM(inputs, size).double()
-    given = torch.randn(steps, segments, inputs, dtype=torch.float64, requires_grad=True)
-    upstream = torch.randn(steps, segments, size, dtype=torch.float64)
-    weights = list(oracle.parameters())
-    ours, theirs = lstm(given, weights), oracle(given)[0]
-    torch.testing.assert_close(ours, theirs)
-    mine = torch.autograd.grad((ours * upstream).sum(), [given, *weights])
-    torch.testing.assert_close(
-        mine, torch.autograd.grad((theirs * upstream).sum(), [given, *weights])
-    )
-
-
 def test_the_operators_keep_what_torch_asks_of_operators() -> None:
     """Schema, fake and autograd, by torch's own checks."""
-    from tcg_flatpolicy import layout, scorer
-    from tcg_flatpolicy import lstm as recurrence
+    from tcg_flatpolicy import layout, memory, scorer, table
 
     env = Bandit(4)
     env.reset(seed=1)
@@ -210,14 +189,17 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
         return torch.randn(*shape, requires_grad=True)
 
     keys = torch.tensor([[0, 5], [3, 9], [4, 5]])
-    check(scorer._find_things_op, (keys, [0, 4, 8], 3, 3))
-    _, chosen, bounds = scorer._find_things(keys, [0, 4, 8], 3, 3)
-    things = [floats(4, 2)], [floats(2, 6)]
-    check(scorer._project_op, ([floats(3, 3)], chosen, bounds, *things))
+    edges, begins = torch.tensor([0, 1, 4, 10]), torch.tensor([0, 0, 0])
+    check(table._find_op, (keys, edges, begins, 10))
+    _, chosen, bounds = table._find(keys, edges, begins, 10)
+    learned, mixed = [floats(6, 2), floats(2, 6)], [floats(3, 6), torch.ones(6, 3)]
+    check(table._project.op, ([floats(3, 3), *learned], [chosen, bounds], [1, 2]))
+    check(table._project.op, ([floats(3, 3), mixed[0]], [chosen, bounds, mixed[1]], [1, -2]))
     codes, rows = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
-    check(scorer._sum_and_read_op, (floats(3, 4), codes, floats(2, 4), rows))
+    check(scorer._sum_and_read.op, ([floats(3, 4), floats(2, 4)], [codes, rows], []))
     weights = [floats(8, 3), floats(8, 2), floats(8), floats(8)]
-    check(recurrence._forward_op, (floats(4, 5, 3), *weights))
+    state = [floats(4, 5, 3), floats(5, 2), floats(5, 2)]
+    check(memory._lstm.op, ([*state, *weights], [torch.ones(4, 5, 1)], []))
 
 
 def test_the_spec_s_sizes_reach_the_graph() -> None:

@@ -386,7 +386,7 @@ def test_large_scores_are_no_fault_of_the_encoder(head: str) -> None:
         return stirred(made)
 
     export_program(policy(NumbersEncoder), observations)
-    with pytest.raises(RuntimeError, match=r"decide otherwise\? Or are the scores so large"):
+    with pytest.raises(RuntimeError, match=r"hidden\[0, 0\] is .*, but the policy's encoder gives"):
         export_program(policy(Doubled), observations)
 
 
@@ -439,6 +439,13 @@ class Softer(fp.FlatHead):
         return super().forward(*arguments).tempered(2.0)
 
 
+class Deceptive(fp.FlatHead):
+    """Its padded form is of another distribution."""
+
+    def padded(self, *arguments: Any) -> Any:
+        return super().padded(*arguments) / 2
+
+
 class OwnHead(nn.Module):
     def __init__(self, *arguments: Any) -> None:
         super().__init__()
@@ -480,11 +487,13 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(TypeError, match=f"{encoder.__name__} cannot be exported: it must take"):
             export_program(policy(encoder), observations)
     with pytest.raises(
-        RuntimeError, match=r"row 0: exported, log_probs\[0, 0\] is .*, but the policy's is"
+        RuntimeError, match=r"row 0: exported, hidden\[0, 0\] is .*, but the policy's encoder"
     ):
         export_program(policy(Unlike), observations)
-    with pytest.raises(RuntimeError, match="does a subclass decide otherwise"):
+    with pytest.raises(TypeError, match=r"head Softer cannot be .*: Softer decides in its own way"):
         export_program(policy(head=Softer), observations)
+    with pytest.raises(RuntimeError, match=r"log_probs\[0, 0\] is .*, but the policy's is"):
+        export_program(policy(head=Deceptive), observations)
 
     with pytest.raises(ValueError, match="115 bytes, the layout 116"):
         export_program(policy(), observations[:, 1:].contiguous())

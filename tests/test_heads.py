@@ -6,6 +6,7 @@ same tables and walks the tree of listed prefixes, one after the other.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -440,18 +441,79 @@ def test_another_number_of_sizes(sizes: list[int]) -> None:
         LegalAutoregressive(GREEDY.legal, Table(GREEDY.tables, 2), sizes)
 
 
-def test_changed_weights_are_not_mixed_with_what_was_read_before() -> None:
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("change", ["fused", "data", "assigned", "vector", "in place"])
+def test_a_distribution_keeps_the_weights_it_was_made_with(change: str, learning: bool) -> None:
     torch.manual_seed(0)
     given = inputs(MIXED, [everything_of(MIXED)] * 3)
     head = given.head()
-    dist = head(given.hidden, given.entities, given.legal)
-    actions = dist.sample()
-    before = dist.enumerated().log_prob(actions)
-    with torch.no_grad():
-        next(head.parameters()).add_(1.0)
-    with pytest.raises(RuntimeError, match="weights have changed since this distribution was made"):
-        dist.log_prob(torch.zeros_like(actions))
-    assert torch.equal(dist.enumerated().log_prob(actions), before)  # kept
+    with torch.set_grad_enabled(learning):
+        dist = head(given.hidden, given.entities, given.legal)
+        same = head(given.hidden, given.entities, given.legal)
+    actions = same.sample()
+    wanted = same.log_prob(actions), same.entropy(), same.path_entropy(actions)
+    parameters = list(head.parameters())
+    if change == "fused":
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.Adam(parameters, lr=1.0, fused=True).step()
+    elif change == "vector":
+        torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(parameters) + 1, parameters
+        )
+    else:
+        for parameter in parameters:
+            if change == "data":
+                parameter.data.add_(1.0)
+            elif change == "assigned":
+                parameter.data = parameter.data + 1
+            else:
+                with torch.no_grad():
+                    parameter.add_(1.0)
+    after = head(given.hidden, given.entities, given.legal)
+    assert (after.log_prob(actions) - wanted[0]).abs().max() > 1e-3
+    got = dist.log_prob(actions), dist.entropy(), dist.path_entropy(actions)
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    divergence = torch.distributions.kl_divergence(dist, after)
+    torch.testing.assert_close(divergence, torch.distributions.kl_divergence(same, after))
+
+
+def test_functional_call_answers_with_the_weights_that_it_was_given() -> None:
+    torch.manual_seed(0)
+    given = inputs(MIXED, [everything_of(MIXED)] * 3)
+    head, other = given.head(), given.head()
+    weights = dict(other.named_parameters())
+    dist = torch.func.functional_call(head, weights, (given.hidden, given.entities, given.legal))
+    expected = other(given.hidden, given.entities, given.legal)
+    actions = expected.sample()
+    torch.testing.assert_close(dist.log_prob(actions), expected.log_prob(actions))
+    torch.testing.assert_close(dist.entropy(), expected.entropy())
+
+
+def test_a_head_can_be_copied_inside_inference_mode() -> None:
+    given = inputs(MIXED, [everything_of(MIXED)] * 3)
+    head = given.head()
+    with torch.inference_mode():
+        copied = copy.deepcopy(head)
+        actions = copied(given.hidden, given.entities, given.legal).sample()
+    assert given.legal.contains(actions).all()
+
+
+@pytest.mark.parametrize("kind", [fp.FlatHead, AutoregressiveHead])
+def test_a_distribution_of_one_row_does_not_follow_the_encoder_s_weights(kind: type) -> None:
+    given = inputs(MIXED, [everything_of(MIXED)])
+    weights = {name: torch.nn.Parameter(one[0].clone()) for name, one in given.entities.items()}
+    entities = {name: one.unsqueeze(0) for name, one in weights.items()}
+    dist = kind(MIXED, given.hidden.shape[1], given.sizes, 8)(given.hidden, entities, given.legal)
+    wanted = dist.entropy().detach().clone()
+    dist = copy.copy(dist)
+    for name in ("_path", "_enumerated"):
+        if hasattr(dist, name):
+            setattr(dist, name, None)
+    for weight in weights.values():
+        weight.data.add_(3.0)
+    torch.testing.assert_close(dist.entropy().detach(), wanted)
 
 
 def test_made_without_a_graph_it_has_none_later() -> None:
@@ -922,27 +984,33 @@ def role_of(spec: ActionSpec, slot: int, primary: int, value: int) -> tuple[str 
     return None
 
 
+def names_of(head: AutoregressiveHead, slot: int) -> list[str | None]:
+    return [kind.name for kind in head.slot(slot).kinds]
+
+
 def reference_logit(
     head: AutoregressiveHead, given: Inputs, row: int, prefix: Action, value: int
 ) -> Tensor:
     """One value at a time, straight from the formula."""
     context = head.state(given.hidden[row])
     if not prefix:
-        return context.relu() @ head.primary_keys[value]
+        return context.relu() @ head.primary_keys[list(given.spec.primaries).index(value)]
     for slot, chosen in enumerate(prefix[1:], start=1):
         role = role_of(given.spec, slot, prefix[0], chosen)
         if role is not None:
             name, number = role
-            rows = head.slot(slot).rows[head.slot(slot).names.index(name)]
+            rows = head.slot(slot).rows[names_of(head, slot).index(name)]
             thing = rows[number] if name is None else given.entities[name][row, number] @ rows
             context = context + thing
     slot = len(prefix)
-    query = (context + head.primary_rows[slot - 1][prefix[0]]).relu()
+    query = (
+        context + head.primary_rows[slot - 1][list(given.spec.primaries).index(prefix[0])]
+    ).relu()
     role = role_of(given.spec, slot, prefix[0], value)
     if role is None:
         return query.sum() * 0
     name, number = role
-    keys = head.slot(slot).keys[head.slot(slot).names.index(name)]
+    keys = head.slot(slot).keys[names_of(head, slot).index(name)]
     return query @ (keys[number] if name is None else keys @ given.entities[name][row, number])
 
 
@@ -1132,7 +1200,7 @@ def test_roles_follow_the_primary_of_the_tuple_and_not_the_most_probable(favouri
         head.primary_keys[favourite], head.primary_keys[1 - favourite] = 0.01, 0.0
     dist = head(given.hidden, given.entities, given.legal)
     assert (dist.mode[:, 0] == favourite).all()
-    keys = dict(zip(head.slot(1).names, head.slot(1).keys, strict=True))
+    keys = dict(zip(names_of(head, 1), head.slot(1).keys, strict=True))
     state = head.state(given.hidden)
     p = torch.log_softmax(state.relu() @ head.primary_keys.t(), 1)  # (B, 2)
     assert (p[:, favourite] > math.log(0.9)).all()

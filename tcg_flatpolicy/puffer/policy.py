@@ -84,8 +84,10 @@ class Policy(ActorCritic):
         width: int = 64,
         **memory: Any,
     ) -> None:
+        spec = spec or _from_env(env, "action_spec", "spec")
+        action_dtype = _action_dtype(env, spec)
         super().__init__(
-            spec or _from_env(env, "action_spec", "spec"),
+            spec,
             layout or _from_env(env, "legal_layout", "layout"),
             head=head,
             encoder=encoder,
@@ -93,7 +95,7 @@ class Policy(ActorCritic):
             width=width,
             **memory,
         )
-        self._action_dtype = _action_dtype(env, self.spec)
+        self._action_dtype = action_dtype
         self._encoded: list[tuple[Tensor, Mapping[str, Tensor]]] = []
 
     @_fresh_weights
