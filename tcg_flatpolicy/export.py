@@ -28,7 +28,7 @@ from tcg_flatpolicy.heads import AutoregressiveHead, FlatHead
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.policy import Greedy, Policy, RecurrentPolicy
-from tcg_flatpolicy.run_folder import provenance, write_whole
+from tcg_flatpolicy.provenance import provenance, write_whole
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, OneOf, Role
 

@@ -138,8 +138,8 @@ def test_the_recorded_actions_are_what_the_observations_list() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recorded_run_is_evaluated_and_resumed(name: str, tmp_path: Path) -> None:
-    from tcg_flatpolicy import train as app
-    from tcg_flatpolicy.cli import trained_policy
+    from tcg_flatpolicy.app import train as app
+    from tcg_flatpolicy.app.train import trained_policy
 
     folder = tmp_path / name
     shutil.copytree(RECORDED / name, folder)

@@ -20,9 +20,10 @@ import torch
 from pufferlib import pufferl
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.cli import main
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.train import Settings, evaluate, make_policy, train
+from tcg_flatpolicy.app.cli import main
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import evaluate, make_policy, train
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 from tests.games import Bandit, BanditEncoder, trainer_config
 
 pytestmark = pytest.mark.integration
@@ -288,7 +289,7 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path, workers: str)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, err
-    assert "interrupted; everything up to here is saved" in out
+    assert "interrupted; the run is saved up to this step" in out
     assert "illegal actions  0 of" in out
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert content["settings"]["total_steps"] == 50_000_000
