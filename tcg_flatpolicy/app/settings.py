@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ GAME = "tcg_flatpolicy.games.essence_wars:make"
 """module:function that makes the game's environment. Its environments have ``make_encoder``."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _setting(default: Any, help: str, least: int | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "least": least})
 
 
 @dataclass
@@ -29,30 +29,24 @@ class Settings:
 
     seed: int = _setting(1, "random seed for weights, games and sampling")
     total_steps: int = _setting(
-        1_250_000, "number of environment steps to train for; with two_players, of both players"
+        1_250_000, "environment steps to train for; of both players, with two_players", 1
     )
     # the game
-    deck1: str = _setting(
-        "artificer_tokens", "deck of the policy's side; 'random' draws one for each game"
-    )
-    deck2: str = _setting(
-        "broodmother_pack", "deck of the opponent; 'random' draws one for each game"
-    )
+    deck1: str = _setting("artificer_tokens", "deck of the policy's side, or 'random'")
+    deck2: str = _setting("broodmother_pack", "deck of the opponent, or 'random'")
     opponent: str = _setting("greedy", "built-in opponent: greedy or random")
-    num_games: int = _setting(256, "number of games played at the same time")
-    two_players: bool = _setting(
-        False, "train on both players of each game instead of against an opponent"
-    )
+    num_games: int = _setting(256, "number of games played at the same time", 1)
+    two_players: bool = _setting(False, "train on both players, without an opponent")
     # the network
-    hidden_size: int = _setting(256, "size of the encoder's state vector")
-    entity_size: int = _setting(32, "size of the embedding of a card or creature")
+    hidden_size: int = _setting(256, "size of the encoder's state vector", 1)
+    entity_size: int = _setting(32, "size of the embedding of a card or creature", 1)
     head: str = _setting("flat", "how a tuple is chosen: flat or autoregressive")
-    head_width: int = _setting(64, "size of the head's hidden layer")
+    head_width: int = _setting(64, "size of the head's hidden layer", 1)
     recurrent: bool = _setting(False, "put an LSTM between encoder and head")
     # the trainer, with PufferLib's names
-    bptt_horizon: int = _setting(32, "steps of each game in a rollout")
-    minibatch_size: int = _setting(2048, "environment steps in a minibatch")
-    update_epochs: int = _setting(2, "number of passes over each rollout")
+    bptt_horizon: int = _setting(32, "steps of each game in a rollout", 1)
+    minibatch_size: int = _setting(2048, "environment steps in a minibatch", 1)
+    update_epochs: int = _setting(2, "number of passes over each rollout", 1)
     learning_rate: float = _setting(2e-3, "learning rate at the start")
     anneal_lr: bool = _setting(True, "reduce the learning rate to 0, along a cosine")
     adam_beta1: float = _setting(0.9, "Adam's beta1")
@@ -68,56 +62,29 @@ class Settings:
     max_grad_norm: float = _setting(0.5, "upper limit of the gradient's norm")
     vtrace_rho_clip: float = _setting(1.0, "upper limit of V-trace's rho")
     vtrace_c_clip: float = _setting(1.0, "upper limit of V-trace's c")
-    prio_alpha: float = _setting(
-        0.0, "exponent of prioritised sampling of segments; 0 samples uniformly"
-    )
-    prio_beta0: float = _setting(
-        1.0, "exponent of the correction for prioritised sampling, at the start"
-    )
+    prio_alpha: float = _setting(0.0, "exponent of prioritised sampling; 0 samples uniformly")
+    prio_beta0: float = _setting(1.0, "exponent of its correction, at the start")
     precision: str = _setting("float32", "float32 or bfloat16")
     # exploration: part of the policy, changes linearly from the first rollout to the last
-    temperature: float = _setting(
-        1.0, "temperature at the start of training: above 1 makes the policy more uniform"
-    )
-    final_temperature: float = _setting(1.0, "temperature at the end of training")
-    epsilon: float = _setting(
-        0.0, "share of actions drawn uniformly from the legal list, at the start of training"
-    )
-    final_epsilon: float = _setting(
-        0.0, "share of actions drawn uniformly from the legal list, at the end of training"
-    )
+    temperature: float = _setting(1.0, "temperature at the start; above 1 is more uniform")
+    final_temperature: float = _setting(1.0, "temperature at the end")
+    epsilon: float = _setting(0.0, "share of uniform draws from the legal list, at the start")
+    final_epsilon: float = _setting(0.0, "share of uniform draws from the legal list, at the end")
     # the run
-    checkpoint_seconds: float = _setting(
-        60.0, "seconds between checkpoints; 0 writes one after every epoch"
-    )
-    eval_games: int = _setting(1000, "number of games of each evaluation; 0 evaluates nothing")
+    checkpoint_seconds: float = _setting(60.0, "seconds between checkpoints; 0: every epoch", 0)
+    eval_games: int = _setting(1000, "number of games of each evaluation; 0: none", 0)
     device: str = _setting("auto", "cpu, cuda, or auto: cuda if there is a GPU, else cpu")
-    threads: int = _setting(
-        1, "number of CPU threads of torch; small networks gain little from more than 1"
-    )
-    num_workers: int = _setting(
-        0, "number of processes that play the games; 0 plays them in the trainer's process"
-    )
+    threads: int = _setting(1, "number of torch's CPU threads", 1)
+    num_workers: int = _setting(0, "processes that play the games; 0: the trainer's own", 0)
     compile: bool = _setting(False, "compile the update's forward pass with torch.compile")
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_steps",
-            "hidden_size",
-            "entity_size",
-            "head_width",
-            "num_games",
-            "bptt_horizon",
-            "minibatch_size",
-            "update_epochs",
-            "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for setting in fields(self):
+            value, least = getattr(self, setting.name), setting.metadata["least"]
+            if least is not None and not value >= least:
+                raise ValueError(f"{setting.name} must be at least {least}, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0..2**63 - 1, got {self.seed}")
-        if self.eval_games < 0:
-            raise ValueError(f"eval_games must not be negative, got {self.eval_games}")
         for name in ("temperature", "final_temperature"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -125,11 +92,7 @@ class Settings:
         for name in ("epsilon", "final_epsilon"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(
-                f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}"
-            )
-        if self.num_workers < 0 or (self.num_workers and self.num_games % self.num_workers):
+        if self.num_workers and self.num_games % self.num_workers:
             raise ValueError(
                 f"num_workers {self.num_workers} must divide num_games {self.num_games}, or be 0"
             )

@@ -198,7 +198,7 @@ def audit(options: argparse.Namespace) -> Report:
         policy = policy_of(env, given)
         with one_line(f"the audit of --policy {options.policy} stopped"):
             of_policy = audit_policy(policy, env, steps=options.steps, seed=options.seed, **given)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         if report.ok:
             raise
         report.skip("the policy's audit", f"stopped; fix the environment first: {error}")

@@ -52,7 +52,7 @@ def make(
     """Makes the environment: `EssenceWarsTwoPlayers` with ``two_players``, else `EssenceWars`.
 
     Args:
-        num_games: games played side by side.
+        num_games: number of games played at the same time.
         two_players: whether both players of a game are agents.
         arguments: for the class, such as ``deck1`` and ``seed``.
 
