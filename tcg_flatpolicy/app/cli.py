@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from tcg_flatpolicy.app import train, verify
 from tcg_flatpolicy.app.evaluate import WinRate
@@ -63,18 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     for setting in fields(Settings):
         flag = "--" + setting.name.replace("_", "-")
-        kind = type(setting.default)
         help = f"{setting.metadata['help']} (default: {setting.default})"
+        kind: dict[str, Any] = {"type": type(setting.default)}
+        if kind["type"] is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
         # Only flags that are given are set: a resumed run takes the rest from its checkpoint.
-        if kind is bool:
-            training.add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=help,
-            )
-        else:
-            training.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=help)
+        training.add_argument(flag, default=argparse.SUPPRESS, help=help, **kind)
     evaluate = commands.add_parser(
         "eval",
         help="play games with a trained policy",

@@ -49,8 +49,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         help="audit an environment's legal lists and a policy's actions",
-        description="Plays random legal actions and checks every state and list; with --policy, "
-        "what a policy draws as well. Prints a table.",
+        description="Play random legal actions and check every state and list; with --policy, "
+        "also check the actions that a policy samples. Prints a table.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +64,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--policy",
         help="module:factory, called with the environment; a run folder of `train`; or the name "
-        f"of a head ({', '.join(sorted(HEADS))}) for a policy as it is initialised",
+        f"of a head ({', '.join(sorted(HEADS))}) for an untrained policy",
     )
     parser.add_argument(
         "--steps", type=int, default=2000, help="steps of each audit (default: %(default)s)"

@@ -169,7 +169,7 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         self._seed, self._played = seed, []
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-            # A batch's built-in opponent draws from a generator that goes on from game to game.
+            # A batch's built-in opponent draws from a generator that it keeps from game to game.
             self._batches = [self._new_batch(rows.stop - rows.start) for rows in self._slices]
         for game in range(self.num_agents):
             self._start(game)
@@ -224,8 +224,8 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """The state of the games, in tensors and plain values: the seed and every action since.
 
-        The engine can neither save a game nor set its built-in opponent's generator, which goes on
-        from game to game; so the running games' own actions would not be enough.
+        The engine can neither save a game nor set its built-in opponent's generator, which it keeps
+        from game to game. So the actions of the running games alone would not be enough.
 
         Raises:
             RuntimeError: made without ``record``, or the last `reset` had no seed.
