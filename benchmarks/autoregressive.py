@@ -21,7 +21,7 @@ from end_to_end import SETTINGS, record
 from torch import Tensor
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import SPEC, EssenceWarsEncoder
+from tcg_flatpolicy.games.essence_wars import SPEC, EssenceWarsEncoder
 
 BATCHES = (256, 2048, 8192)
 TARGET = 1.5

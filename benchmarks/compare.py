@@ -26,7 +26,8 @@ import learning
 import measure
 import speed
 
-from tcg_flatpolicy.run_folder import write_json, write_whole
+from tcg_flatpolicy.app.run_folder import write_json
+from tcg_flatpolicy.provenance import write_whole
 
 SEED = 1
 

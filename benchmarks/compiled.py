@@ -21,7 +21,7 @@ from pufferlib.pytorch import sample_logits
 from torch import Tensor
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 
 KINDS: dict[str, type[fp.Policy]] = {"feed-forward": fp.Policy, "recurrent": fp.RecurrentPolicy}
 MINIBATCHES = 4

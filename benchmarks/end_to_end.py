@@ -33,8 +33,8 @@ from pufferlib.pytorch import layer_init, sample_logits
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import SPEC, EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.train import Settings
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.games.essence_wars import SPEC, EssenceWars, EssenceWarsEncoder
 
 OURS, THEIRS = "FlatPolicy", "unmasked heads"
 SETTINGS = Settings(

@@ -78,7 +78,7 @@ def measure(quick: bool, seed: int) -> dict[str, Any]:
     # Here, not above: PufferLib's trainer turns warnings of the importing process into errors.
     from end_to_end import SETTINGS, record
 
-    from tcg_flatpolicy.envs.essence_wars import SPEC, EssenceWarsEncoder
+    from tcg_flatpolicy.games.essence_wars import SPEC, EssenceWarsEncoder
 
     torch.set_num_threads(1)
     layout, kept = record(16)

@@ -19,7 +19,7 @@ from essence_wars._core import ACTION_SPACE_SIZE
 from essence_wars.agents.ppo import PPOConfig, PPOTrainer
 from torch import Tensor, nn
 
-from tcg_flatpolicy.envs.essence_wars import INDEX_TO_TUPLE, SPEC, TUPLE_TO_INDEX
+from tcg_flatpolicy.games.essence_wars import INDEX_TO_TUPLE, SPEC, TUPLE_TO_INDEX
 
 NAME = "the game's own PPO"
 SHIPPED = PPOConfig(device="cpu")
@@ -31,7 +31,7 @@ OnUpdate = Callable[[int, int, int, float], None]
 
 
 class Player(nn.Module):
-    """What the tool trained, as a policy for :func:`tcg_flatpolicy.evaluate.play`.
+    """What the tool trained, as a policy for :func:`tcg_flatpolicy.app.evaluate.play`.
 
     Args:
         trainer: whose network and normalisation of observations are used, as they are then.

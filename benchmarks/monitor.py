@@ -24,8 +24,9 @@ from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
 from tcg_flatpolicy.verify.monitor import LegalityMonitor
 
 WITH, WITHOUT = "with the monitor", "without"

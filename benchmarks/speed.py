@@ -145,8 +145,8 @@ def on_the_game(seconds: float, seed: int) -> dict[str, Any]:
     # Here, not above: PufferLib's trainer turns warnings of the importing process into errors.
     from end_to_end import SETTINGS, record
 
-    from tcg_flatpolicy.envs.essence_wars import SPEC as GAME_SPEC
-    from tcg_flatpolicy.envs.essence_wars import EssenceWarsEncoder
+    from tcg_flatpolicy.games.essence_wars import SPEC as GAME_SPEC
+    from tcg_flatpolicy.games.essence_wars import EssenceWarsEncoder
 
     layout, kept = record(POOL * UPDATE_ROWS // SETTINGS.num_games)
     seen = torch.cat(kept)

@@ -28,10 +28,11 @@ from pufferlib.pytorch import sample_logits
 from torch import Tensor
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers
-from tcg_flatpolicy.evaluate import WinRate, play
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.evaluate import WinRate, play
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
+from tcg_flatpolicy.games.essence_wars.two_players import EssenceWarsTwoPlayers
 
 GAMES = 128
 HALF, WITHOUT = "half of the rows empty", "the rows with a list"

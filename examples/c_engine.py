@@ -27,7 +27,7 @@ import torch
 from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.evaluate import wilson_interval
+from tcg_flatpolicy.app.evaluate import wilson_interval
 from tests.c_engine.engine import Observation, Skirmish
 
 # ---- a policy on it

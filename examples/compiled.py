@@ -12,8 +12,9 @@ import torch._dynamo
 from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
 
 torch._dynamo.config.capture_dynamic_output_shape_ops = True
 settings = Settings(total_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)

@@ -11,8 +11,9 @@ import torch
 from pufferlib import pufferl, vector
 
 from tcg_flatpolicy import distributed
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
 
 rank, device = distributed.start()
 torch.manual_seed(rank)

@@ -16,11 +16,12 @@ from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.evaluate import play
+from tcg_flatpolicy.app.evaluate import play
+from tcg_flatpolicy.app.run_folder import write_checkpoint
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
 from tcg_flatpolicy.puffer import restore_trainer, trainer_state
-from tcg_flatpolicy.run_folder import write_checkpoint
-from tcg_flatpolicy.train import Settings, make_policy
 
 settings = Settings(total_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 500_000)
 vecenv = vector.make(EssenceWars, env_kwargs={"record": True}, backend=vector.Serial)

@@ -12,8 +12,8 @@ import onnxruntime
 import torch
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import OBSERVATION_DTYPE, EssenceWars, EssenceWarsEncoder
 from tcg_flatpolicy.export import export_onnx
+from tcg_flatpolicy.games.essence_wars import OBSERVATION_DTYPE, EssenceWars, EssenceWarsEncoder
 
 env = EssenceWars(num_games=64)
 observations, _ = env.reset(seed=1)

@@ -14,8 +14,8 @@ from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.train import Settings
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 
 settings = Settings(recurrent=True, total_steps=100_000)  # batch_size is agents * horizon
 vecenv = vector.make(EssenceWars, backend=vector.Serial)

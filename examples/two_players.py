@@ -10,10 +10,11 @@ from pathlib import Path
 from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers
-from tcg_flatpolicy.evaluate import play
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.evaluate import play
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
+from tcg_flatpolicy.games.essence_wars.two_players import EssenceWarsTwoPlayers
 
 STEPS = 500_000  # rows; a game's action is two
 settings = Settings(two_players=True, num_games=128, total_steps=STEPS)

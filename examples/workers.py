@@ -10,8 +10,9 @@ from pathlib import Path
 from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars
 from tcg_flatpolicy.verify import LegalityMonitor
 
 if __name__ == "__main__":  # workers import this file

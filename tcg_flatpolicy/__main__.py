@@ -2,6 +2,6 @@
 
 import sys
 
-from tcg_flatpolicy.cli import main
+from tcg_flatpolicy.app.cli import main
 
 sys.exit(main())

@@ -20,7 +20,7 @@ pytest.importorskip("essence_wars")
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy import ActionSpec, Index, LegalActions, Primary
-from tcg_flatpolicy.envs.essence_wars import INDEX_TO_TUPLE, SPEC, EssenceWars, EssenceWarsEncoder
+from tcg_flatpolicy.games.essence_wars import INDEX_TO_TUPLE, SPEC, EssenceWars, EssenceWarsEncoder
 from tests.strategies import actions_of, legal_lists, specs
 from tests.test_distribution import Row, close
 from tests.test_sampling import agree

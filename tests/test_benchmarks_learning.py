@@ -21,8 +21,8 @@ import game_ppo
 import learning
 from learning import COUPLED, FIXED, Result, Run
 
-from tcg_flatpolicy.envs.essence_wars import EssenceWars
-from tcg_flatpolicy.evaluate import play, wilson_interval
+from tcg_flatpolicy.app.evaluate import play, wilson_interval
+from tcg_flatpolicy.games.essence_wars import EssenceWars
 
 EVERY = [(p, i, j) for p in range(2) for i in range(6) for j in range(6)]
 SHORT = Run(COUPLED, "flat", seed=1, steps=4096, eval_games=0)

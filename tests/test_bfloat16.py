@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy import evaluate, train
+from tcg_flatpolicy.app import evaluate, train
 from tests.games import Bandit, BanditEncoder
 
 pytestmark = pytest.mark.integration

@@ -22,9 +22,9 @@ import torch
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy import distributed
-from tcg_flatpolicy.cli import trained_policy
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy, trained_policy
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 from tcg_flatpolicy.verify import LegalityMonitor
 from tests.games import Bandit, BanditEncoder, trainer_config
 
@@ -294,7 +294,7 @@ def test_sigint_to_one_rank_ends_all_with_one_summary(tmp_path: Path) -> None:
         tmp_path, *COMMAND, "50000000", *every_epoch, sigint_at=folder / "checkpoint.pt"
     )
     assert status != 0
-    assert printed.count("interrupted; everything up to here is saved") == 1, printed
+    assert printed.count("interrupted; the run is saved up to this step") == 1, printed
     assert printed.count("illegal actions  0 of") == 1
     report = json.loads((folder / "report.json").read_text())
     assert report["interrupted"]

@@ -16,8 +16,7 @@ pytest.importorskip("essence_wars")
 import pufferlib.vector
 from essence_wars._core import PyGame, PyParallelGames
 
-from tcg_flatpolicy.envs import essence_wars as ew
-from tcg_flatpolicy.envs.essence_wars import (
+from tcg_flatpolicy.games.essence_wars import (
     DECKS,
     INDEX_TO_TUPLE,
     OBSERVATION_DTYPE,
@@ -26,6 +25,8 @@ from tcg_flatpolicy.envs.essence_wars import (
     EssenceWars,
     EssenceWarsEncoder,
 )
+from tcg_flatpolicy.games.essence_wars import engine as ew
+from tcg_flatpolicy.games.essence_wars.encoder import _board_ids, _card_rows
 
 pytestmark = pytest.mark.integration
 
@@ -184,7 +185,7 @@ def test_the_cards_on_a_board_are_found() -> None:
             old = before[6:184].reshape(2, 89)[player]
             if players[0, player, 15:75:12].sum() != old[15:75:12].sum() + 1 or after.is_done():
                 continue
-            board = ew._board_ids(torch.from_numpy(state), torch.from_numpy(players.copy()))
+            board = _board_ids(torch.from_numpy(state), torch.from_numpy(players.copy()))
             on_board = int(players[0, player, 15:75:12].sum())
             last = float(board[0, player, on_board - 1])
             if last:  # not a token that came along
@@ -483,11 +484,11 @@ def test_more_legal_actions_than_there_is_room_for(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("missing", ["pufferlib", "essence_wars"])
 def test_without_the_packages_it_says_what_to_install(missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; import tcg_flatpolicy.envs.essence_wars"
+    code = f"import sys; sys.modules[{missing!r}] = None; import tcg_flatpolicy.games.essence_wars"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: tcg_flatpolicy.envs.essence_wars needs ")
+    assert last.startswith("ImportError: tcg_flatpolicy.games.essence_wars needs ")
     assert missing in last
     assert "pip install essence-wars" in last
 
@@ -621,13 +622,13 @@ def test_a_creature_is_told_by_its_record_its_keywords_and_its_place(
 
 def test_card_rows_are_distinct_and_unknown_ids_share_one() -> None:
     known = torch.tensor([0, *(1000 * s + n for s in range(1, 6) for n in range(100))])
-    rows = ew._card_rows((known.double() / 6000).float())
+    rows = _card_rows((known.double() / 6000).float())
     assert len(rows.unique()) == 501
     assert rows[0] == 0
     assert int(rows.max()) < ew.CARD_ROWS
     assert 1 not in rows
     strange = torch.tensor([1, 999, 1100, 1999, 6000, 7123, -5, -1000])
-    assert (ew._card_rows(strange / 6000) == 1).all()
+    assert (_card_rows(strange / 6000) == 1).all()
 
 
 def test_the_encoder_survives_unknown_ids_and_refuses_wrong_bytes(
@@ -646,7 +647,7 @@ def test_the_trunk_hears_of_each_group_of_cards(
 ) -> None:
     """A card in either hand, a support of either side, a card on a board, a commander."""
     unheard_of = 2099 / 6000
-    row = int(ew._card_rows(torch.tensor(unheard_of)))
+    row = int(_card_rows(torch.tensor(unheard_of)))
     state = encoder.layout.field(observations, "state")
     on_board = int((state[:, 21:81:12].sum(1) > 0).nonzero()[0])
     first = 184 + round(float(state[on_board, 10]) * 10)

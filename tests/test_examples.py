@@ -66,7 +66,7 @@ def test_ppo_says_what_flags_do_not_fit(capsys: pytest.CaptureFixture[str]) -> N
 def test_ppo_has_the_games_actions_and_plays_only_legal_ones() -> None:
     pytest.importorskip("essence_wars")
     from examples import ppo
-    from tcg_flatpolicy.envs import essence_wars
+    from tcg_flatpolicy.games import essence_wars
 
     assert np.array_equal(ppo.TUPLES, essence_wars.INDEX_TO_TUPLE)
     assert ppo.SPEC.limits.tolist() == essence_wars.SPEC.limits.tolist()

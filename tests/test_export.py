@@ -285,7 +285,7 @@ def test_a_thousand_states_on_a_server_without_torch(
 ) -> None:
     """The example exports a policy of the real game and plays it; then the choices are torch's."""
     needs_onnx()
-    from tcg_flatpolicy.envs.essence_wars import OBSERVATION_DTYPE, EssenceWars
+    from tcg_flatpolicy.games.essence_wars import OBSERVATION_DTYPE, EssenceWars
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(3)

@@ -919,7 +919,7 @@ def test_from_the_driver_of_vectorised_environments() -> None:
 def test_from_a_native_environment() -> None:
     pytest.importorskip("pufferlib")
     pytest.importorskip("essence_wars")
-    from tcg_flatpolicy.envs.essence_wars import OBSERVATION_DTYPE, EssenceWars
+    from tcg_flatpolicy.games.essence_wars import OBSERVATION_DTYPE, EssenceWars
 
     env = EssenceWars(num_games=4, seed=1)
     observations, _ = env.reset()

@@ -256,8 +256,8 @@ def test_an_empty_batch(env: Bandit) -> None:
 def test_import_needs_no_pufferlib() -> None:
     code = (
         "import sys; sys.modules['pufferlib'] = None; sys.modules['essence_wars'] = None\n"
-        "import tcg_flatpolicy, tcg_flatpolicy.cli, tcg_flatpolicy.train\n"
-        "sys.exit(tcg_flatpolicy.cli.main(['train']))"
+        "import tcg_flatpolicy, tcg_flatpolicy.app.cli, tcg_flatpolicy.app.train\n"
+        "sys.exit(tcg_flatpolicy.app.cli.main(['train']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

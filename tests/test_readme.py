@@ -15,7 +15,7 @@ import torch
 from pufferlib import pufferl
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy import cli
+from tcg_flatpolicy.app import cli
 from tcg_flatpolicy.verify import environment, policy
 from tests.games import trainer_config
 

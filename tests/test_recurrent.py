@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 from tests.games import Bandit, BanditEncoder
 
 pytestmark = pytest.mark.integration

@@ -24,9 +24,9 @@ import torch
 from pufferlib.pufferl import Utilization
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy import cli, evaluate, train
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers
+from tcg_flatpolicy.app import cli, evaluate, train
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
+from tcg_flatpolicy.games.essence_wars.two_players import EssenceWarsTwoPlayers
 from tcg_flatpolicy.puffer import restore_trainer, trainer_state
 from tests.games import Bandit, BanditEncoder
 
@@ -129,7 +129,7 @@ def test_runs_resumed_in_a_new_process_are_those_that_never_stopped(
             report = train.train(settings, tmp_path / f"{name}, parts", quiet)
         assert report.interrupted
         assert checkpoint(tmp_path / f"{name}, parts")["trainer"]["epoch"] == 3
-    code = "import sys; from tcg_flatpolicy.cli import main; "
+    code = "import sys; from tcg_flatpolicy.app.cli import main; "
     code += "sys.exit(max(main(['train', '--resume', folder]) for folder in sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *(str(tmp_path / f"{name}, parts") for name in RUNS)],
@@ -224,7 +224,7 @@ def test_an_evaluation_that_was_interrupted_is_left_out(
         report = train.train(settings, tmp_path, said.append)
     assert [0 < result.games < 20 for result in played] == [False] * (number - 1) + [True]
     assert report.interrupted
-    assert "to go on from here" in said[-1]
+    assert "to continue: python" in said[-1]
     assert set(report.before) == (ways if number == 4 else {"sampling"})
     assert set(report.after) == ({"sampling"} if number == 4 else set())
     report = train.resume(tmp_path, say=quiet)
@@ -321,13 +321,13 @@ def test_a_run_is_named_by_its_folder_or_its_checkpoint(
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("metrics.csv", None, "is missing, .* put it back, or train anew"),
-        ("metrics.csv", "", "is damaged: .* put back a whole one"),
-        ("metrics.csv", "steps,seconds\n128,1.5\n25", "is damaged: .* put back a whole one"),
-        ("metrics.csv", "steps,seconds\n64,1.5\n", "has no row of step 128, .* train anew"),
-        ("metrics.csv", "seconds\n1.5\n", "has no row of step 128, .* train anew"),
-        ("config.json", '{"settings": {', "is damaged: .* mend or delete it"),
-        ("config.json", "[]", "is damaged: .* mend or delete it"),
+        ("metrics.csv", None, "is missing, .* restore it, or start a new run"),
+        ("metrics.csv", "", "is damaged: .* restore a complete one"),
+        ("metrics.csv", "steps,seconds\n128,1.5\n25", "is damaged: .* restore a complete one"),
+        ("metrics.csv", "steps,seconds\n64,1.5\n", "has no row of step 128, .* start a new run"),
+        ("metrics.csv", "seconds\n1.5\n", "has no row of step 128, .* start a new run"),
+        ("config.json", '{"settings": {', "is damaged: .* fix or delete it"),
+        ("config.json", "[]", "is damaged: .* fix or delete it"),
     ],
 )
 def test_files_without_which_a_run_cannot_go_on_are_read_before_it_does(

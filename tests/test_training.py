@@ -20,9 +20,10 @@ import torch
 from pufferlib import pufferl
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.cli import main
-from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.train import Settings, evaluate, make_policy, train
+from tcg_flatpolicy.app.cli import main
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import evaluate, make_policy, train
+from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 from tests.games import Bandit, BanditEncoder, trainer_config
 
 pytestmark = pytest.mark.integration
@@ -288,7 +289,7 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path, workers: str)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, err
-    assert "interrupted; everything up to here is saved" in out
+    assert "interrupted; the run is saved up to this step" in out
     assert "illegal actions  0 of" in out
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert content["settings"]["total_steps"] == 50_000_000
@@ -310,9 +311,9 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path, workers: str)
         (["train", "--epsilon", "2"], "epsilon must lie in 0..1"),
         (["train", "--final-epsilon", "-1"], "final_epsilon must lie in 0..1"),
         (["train", "--final-temperature", "0"], "final_temperature must be positive"),
-        (["train", "--checkpoint-seconds", "-1"], "checkpoint_seconds must not be negative"),
+        (["train", "--checkpoint-seconds", "-1"], "checkpoint_seconds must be at least 0"),
         (["train", "--num-workers", "3"], "num_workers 3 must divide num_games 256"),
-        (["train", "--two-players", "--opponent", "random"], "training without an opponent"),
+        (["train", "--two-players", "--opponent", "random"], "trains without an opponent"),
         (["train", "--head-width", "0"], "head_width must be at least 1"),
         (["eval", "{small}", "--top-k", "0"], "--top-k must be at least 1"),
         (["train", "--eval-games", "1009"], "cannot be shared equally"),
@@ -352,4 +353,4 @@ def test_what_torchrun_cannot_do_is_said_before_processes_wait_for_each_other(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert main(["train", "--compile", "--folder", str(tmp_path)]) == 2
-    assert "compile and torchrun together" in capsys.readouterr().err
+    assert "compile does not work under torchrun" in capsys.readouterr().err

@@ -21,8 +21,8 @@ from pufferlib.emulation import PettingZooPufferEnv
 from pufferlib.pytorch import sample_logits
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.envs import essence_wars as ew
-from tcg_flatpolicy.envs.essence_wars import (
+from tcg_flatpolicy.app.evaluate import play, play_match
+from tcg_flatpolicy.games.essence_wars import (
     INDEX_TO_TUPLE,
     OBSERVATION_DTYPE,
     SPEC,
@@ -30,9 +30,9 @@ from tcg_flatpolicy.envs.essence_wars import (
     EssenceWars,
     EssenceWarsEncoder,
 )
-from tcg_flatpolicy.envs.parallel import EssenceWarsParallel
-from tcg_flatpolicy.envs.two_players import EssenceWarsTwoPlayers, waiting_view
-from tcg_flatpolicy.evaluate import play, play_match
+from tcg_flatpolicy.games.essence_wars import engine as ew
+from tcg_flatpolicy.games.essence_wars.parallel import EssenceWarsParallel
+from tcg_flatpolicy.games.essence_wars.two_players import EssenceWarsTwoPlayers, waiting_view
 from tcg_flatpolicy.puffer import compensated
 from tcg_flatpolicy.verify import LegalityMonitor, audit_env
 
@@ -361,15 +361,17 @@ def test_without_pettingzoo_it_says_what_to_install() -> None:
     code = """
 import sys
 sys.modules["pettingzoo"] = None
-import tcg_flatpolicy.envs.two_players
+import tcg_flatpolicy.games.essence_wars.two_players
 print("the native one needs none")
-import tcg_flatpolicy.envs.parallel
+import tcg_flatpolicy.games.essence_wars.parallel
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "the native one needs none"
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: tcg_flatpolicy.envs.parallel needs pettingzoo")
+    assert last.startswith(
+        "ImportError: tcg_flatpolicy.games.essence_wars.parallel needs pettingzoo"
+    )
     assert "pip install pettingzoo" in last
 
 
@@ -535,6 +537,7 @@ class Fixed(torch.nn.Module):
     def __init__(self, salt: int) -> None:
         super().__init__()
         self.salt = salt
+        self.inner = torch.nn.Dropout().eval()
         self.counted: list[list[float]] = []
 
     def choose(self, records: np.ndarray) -> np.ndarray:
@@ -544,6 +547,7 @@ class Fixed(torch.nn.Module):
         return records["legal"][np.arange(len(records)), place].astype(np.int64)
 
     def forward_eval(self, observations: torch.Tensor, state: Any = None) -> Any:
+        assert not any(module.training for module in self.modules())
         self.counted.append(state["lstm_h"][:, 0].tolist())
         state["lstm_h"] = state["lstm_h"] + 1
         records = observations.numpy().copy().view(OBSERVATION_DTYPE)[:, 0]
@@ -559,7 +563,7 @@ def test_a_match_counts_the_first_players_wins(swapped: bool) -> None:
     came_to = play_match(*players, env, games=20, seed=9)
     # Played by hand, each slot five games.
     env.reset(9)
-    done, age, ages = np.zeros(4, dtype=int), np.zeros(4), []
+    done = np.zeros(4, dtype=int)
     wins = draws = actions = too_many = 0
     while (done < 5).any():
         records = records_of(env)
@@ -567,10 +571,7 @@ def test_a_match_counts_the_first_players_wins(swapped: bool) -> None:
         sent[::2], sent[1::2] = players[0].choose(records[::2]), players[1].choose(records[1::2])
         _, rewards, terminals, _, _ = env.step(sent)
         actions += 4
-        ages.append(age.tolist())
-        age += 1
         for game in np.flatnonzero(terminals[::2]).tolist():
-            age[game] = 0
             too_many += done[game] >= 5
             if done[game] < 5:
                 done[game] += 1
@@ -580,8 +581,9 @@ def test_a_match_counts_the_first_players_wins(swapped: bool) -> None:
     assert 0 < wins < 20
     assert (came_to.games, came_to.wins, came_to.draws) == (20, wins, draws)
     assert (came_to.actions, came_to.illegal) == (actions, 0)
-    for player in players:  # whose states are 0 at the start of each game
-        assert player.counted == ages
+    for player in players:  # each keeps its state from game to game, and its mode
+        assert player.counted == [[float(step)] * 4 for step in range(actions // 4)]
+        assert (player.training, player.inner.training) == (True, False)
 
 
 def test_a_match_of_recurrent_policies_and_what_it_refuses() -> None:
@@ -595,7 +597,7 @@ def test_a_match_of_recurrent_policies_and_what_it_refuses() -> None:
     assert play_match(policy, policy, env, 2, 1, stopped=lambda: True).games == 0
     with pytest.raises(ValueError, match="3 games cannot be shared equally by 2 slots"):
         play_match(policy, policy, env, games=3, seed=1)
-    with pytest.raises(ValueError, match=r"two agents a game, and EssenceWars has 1: take Essence"):
+    with pytest.raises(ValueError, match=r"two agents a game, and EssenceWars has 1: use play"):
         play_match(policy, policy, EssenceWars(4), games=4, seed=1)
     odd = EssenceWars(3)
     odd.agents_per_game = 2  # type: ignore[attr-defined]

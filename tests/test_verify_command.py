@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tcg_flatpolicy import cli
-from tcg_flatpolicy.train import Settings, make_policy
+from tcg_flatpolicy.app import cli
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import make_policy
 from tcg_flatpolicy.verify import CODES, codes, environment, policy
 from tests.broken import FAULTS
 
@@ -225,7 +226,7 @@ def test_the_built_in_game_with_an_untrained_policy(verify: Any) -> None:
 def test_the_built_in_game_with_a_trained_policy(
     verify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tcg_flatpolicy.envs import essence_wars
+    from tcg_flatpolicy.games import essence_wars
 
     decks = []
 
@@ -306,7 +307,7 @@ def test_the_seed_is_the_audit_s(verify: Any, monkeypatch: pytest.MonkeyPatch) -
         seen.append((named["steps"], named["seed"]))
         return sound(*positional, **named)
 
-    monkeypatch.setattr("tcg_flatpolicy.verify.command.audit_env", audit)
+    monkeypatch.setattr("tcg_flatpolicy.app.verify.audit_env", audit)
     verify("mygame:make", "--steps", "64", "--seed", "9")
     assert seen == [(64, 9)]
 

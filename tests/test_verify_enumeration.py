@@ -427,7 +427,7 @@ def test_what_cannot_be_compared(a: Any, b: Any, error: type[Exception], words: 
 
 def test_the_games_list_is_the_specs_candidates_under_the_engines_mask() -> None:
     """The engine's mask of 542 actions, asked by prefix, against the environment's own list."""
-    game = pytest.importorskip("tcg_flatpolicy.envs.essence_wars")
+    game = pytest.importorskip("tcg_flatpolicy.games.essence_wars")
     env = game.EssenceWars(num_games=4, seed=3)
     env.reset(3)
     rng = np.random.default_rng(3)

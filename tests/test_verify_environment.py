@@ -109,7 +109,7 @@ def test_bandits_pass_though_some_lists_fill_their_padding() -> None:
 
 
 def test_essence_wars_passes() -> None:
-    essence_wars = pytest.importorskip("tcg_flatpolicy.envs.essence_wars")
+    essence_wars = pytest.importorskip("tcg_flatpolicy.games.essence_wars")
     make = partial(essence_wars.EssenceWars, 64)
     report = audit_env(make(), steps=3000, make=make)
     assert report.ok, report

@@ -440,7 +440,7 @@ def test_a_vector_environment() -> None:
 @pytest.mark.parametrize("head", ["flat", "autoregressive"])
 def test_on_the_game(head: str) -> None:
     pytest.importorskip("essence_wars")
-    from tcg_flatpolicy.envs.essence_wars import EssenceWars, EssenceWarsEncoder
+    from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 
     env = EssenceWars(num_games=32, seed=0)
     torch.manual_seed(0)

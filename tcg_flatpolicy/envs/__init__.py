@@ -1,1 +1,1 @@
-"""Real games as PufferLib environments, one module each. Nothing is imported until asked for."""
+"""Old names of the modules of `tcg_flatpolicy.games.essence_wars`."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tcg_flatpolicy.run_folder import provenance
+from tcg_flatpolicy.provenance import provenance
 from tcg_flatpolicy.verify.codes import CODES
 
 

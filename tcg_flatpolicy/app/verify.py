@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
-import importlib
 import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from tcg_flatpolicy import Policy
+from tcg_flatpolicy.app.load import load, one_line
+from tcg_flatpolicy.app.settings import GAME, Settings
+from tcg_flatpolicy.app.train import make_policy, trained_policy
 from tcg_flatpolicy.heads import HEADS
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
-from tcg_flatpolicy.puffer import Policy
-from tcg_flatpolicy.run_folder import write_whole
+from tcg_flatpolicy.provenance import write_whole
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env
 from tcg_flatpolicy.verify.findings import Report, merged
 from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows, meaning
 
-if TYPE_CHECKING:
-    from tcg_flatpolicy.train import Settings
-
 ESSENCE_WARS = "essence_wars"
+"""Name of `GAME` on the command line."""
+
 GAMES = 64
-"""Games side by side of the built-in environment."""
+"""Number of games of the built-in environment."""
 
 Given = dict[str, Any]
 """spec and layout where the command line names them, else None."""
@@ -52,8 +49,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         help="audit an environment's legal lists and a policy's actions",
-        description="Plays random legal actions and checks every state and list; with --policy, "
-        "what a policy draws as well. Prints a table.",
+        description="Play random legal actions and check every state and list; with --policy, "
+        "also check the actions that a policy samples. Prints a table.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,21 +58,26 @@ def add_parser(commands: Any) -> None:
         "env",
         nargs="?",
         metavar="module:factory",
-        help="what makes the environment, called without arguments; imported from the current "
-        f"directory or from what is installed. Or {ESSENCE_WARS}, the built-in game",
+        help="function or class that makes the environment, called without arguments; imported "
+        f"from the current directory or an installed package. Or {ESSENCE_WARS}, the built-in game",
     )
     parser.add_argument(
         "--policy",
         help="module:factory, called with the environment; a run folder of `train`; or the name "
-        f"of a head ({', '.join(sorted(HEADS))}) for a policy as it is initialised",
+        f"of a head ({', '.join(sorted(HEADS))}) for an untrained policy",
     )
     parser.add_argument(
-        "--steps", type=int, default=2000, help="of each audit (default: %(default)s)"
+        "--steps", type=int, default=2000, help="steps of each audit (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the games and the draws (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of games and sampling (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here, too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the report to this file"
+    )
     parser.add_argument(
         "--spec",
         metavar="module:attr",
@@ -98,18 +100,18 @@ def add_parser(commands: Any) -> None:
         help="function(observation, info) returns one agent's masks, one for each value of a "
         "tuple, to compare with the list; or the names of the fields that hold them: a,b,c",
     )
-    parser.add_argument("--codes", action="store_true", help="print what every code means")
-    parser.add_argument("--explain", metavar="CODE", help="print what one code means")
+    parser.add_argument("--codes", action="store_true", help="print the meaning of every code")
+    parser.add_argument("--explain", metavar="CODE", help="print the meaning of one code")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does what the options of `add_parser` say.
+    """Runs the command with the options of `add_parser`.
 
     Returns:
         0 without findings, 1 with findings.
 
     Raises:
-        ValueError: it could not run; one line says what is wrong and the way out.
+        ValueError, ImportError: it could not run; one line says what is wrong and what to do.
         OSError: the JSON file cannot be written.
     """
     if options.codes:
@@ -127,6 +129,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ValueError(f"--json {options.json}: there is no folder {options.json.parent}")
 
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     torch.set_num_threads(1)  # networks this small gain little from more
     torch.manual_seed(options.seed)
     report = audit(options)
@@ -141,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def explanation(code: str) -> str:
-    """What a code means, in words.
+    """The meaning of a code, in words.
 
     Raises:
         ValueError: there is no such code.
@@ -155,21 +159,21 @@ def explanation(code: str) -> str:
         f"{code.upper()}  {about.title}\n"
         f"  for example: {about.example}\n"
         f"  in training: {about.shows}\n"
-        f"  to mend: {about.mend}"
+        f"  fix: {about.mend}"
     )
 
 
 def audit(options: argparse.Namespace) -> Report:
     """The report on the environment, or on environment and policy together."""
     trained = _trained(options)
-    make, make_policy = _environment(options, trained), _policy(options, trained)
+    make, policy_of = _environment(options, trained), _policy(options, trained)
     env = make()
     try:
         given = _given(options, env)
-        if make_policy is not None:
-            with _named(f"--policy {options.policy} cannot play {options.env}"):
+        if policy_of is not None:
+            with one_line(f"--policy {options.policy} cannot play {options.env}"):
                 check_rows(env)
-        with _named(f"the audit of {options.env} stopped"):
+        with one_line(f"the audit of {options.env} stopped"):
             report = audit_env(
                 env,
                 steps=options.steps,
@@ -181,7 +185,7 @@ def audit(options: argparse.Namespace) -> Report:
             )
     finally:
         _close(env)
-    if make_policy is None:
+    if policy_of is None:
         return report
 
     env = make()
@@ -189,15 +193,15 @@ def audit(options: argparse.Namespace) -> Report:
         given = _given(options, env)
         if isinstance(given["layout"], tuple):
             count, actions = given["layout"]
-            with _named(f"--layout {options.layout} cannot be read for a policy"):
+            with one_line(f"--layout {options.layout} cannot be read for a policy"):
                 given["layout"] = LegalLayout.from_env(env, count, actions, given["spec"])
-        policy = make_policy(env, given)
-        with _named(f"the audit of --policy {options.policy} stopped"):
+        policy = policy_of(env, given)
+        with one_line(f"the audit of --policy {options.policy} stopped"):
             of_policy = audit_policy(policy, env, steps=options.steps, seed=options.seed, **given)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         if report.ok:
             raise
-        report.skip("the policy's audit", f"stopped; mend the environment first: {error}")
+        report.skip("the policy's audit", f"stopped; fix the environment first: {error}")
         return report
     finally:
         _close(env)
@@ -207,7 +211,7 @@ def audit(options: argparse.Namespace) -> Report:
 
 
 def _trained(options: argparse.Namespace) -> tuple[Settings, Policy] | None:
-    """What --policy's run folder holds, if it names one."""
+    """Settings and policy of the run folder that --policy names, if it names one."""
     chosen = options.policy
     if chosen is None or chosen in HEADS or not Path(chosen).exists():
         return None
@@ -216,29 +220,26 @@ def _trained(options: argparse.Namespace) -> tuple[Settings, Policy] | None:
             f"--policy {chosen} is a file or folder; `train` trains on {ESSENCE_WARS}, so verify "
             "that, or name a module:factory that loads your policy"
         )
-    from tcg_flatpolicy.cli import trained_policy
-
     return trained_policy(Path(chosen))
 
 
 def _environment(
     options: argparse.Namespace, trained: tuple[Settings, Policy] | None
 ) -> Callable[[], Any]:
-    """What makes the environment; a trained policy's has the decks that it was trained with."""
+    """The function that makes the environment, with the decks of the trained policy, if any."""
     if options.env != ESSENCE_WARS:
         return _factory(options.env, "environment")
-    from tcg_flatpolicy.envs.essence_wars import EssenceWars
-
+    game = load(GAME)
     games: dict[str, Any] = {"num_games": GAMES, "seed": options.seed}
     if trained is not None:
         games.update({name: getattr(trained[0], name) for name in ("deck1", "deck2", "opponent")})
-    return lambda: EssenceWars(**games)
+    return lambda: game(**games)
 
 
 def _policy(
     options: argparse.Namespace, trained: tuple[Settings, Policy] | None
 ) -> Callable[[Any, Given], Any] | None:
-    """What makes the policy for an environment, if one is asked for."""
+    """The function that makes the policy for an environment; None without --policy."""
     chosen = options.policy
     if chosen is None:
         return None
@@ -258,22 +259,20 @@ def _policy(
 
 def _untrained(head: str, env: Any, given: Given, built_in: bool) -> Policy:
     if built_in:
-        from tcg_flatpolicy import train
-
-        return train.make_policy(train.Settings(head=head), env)
+        return make_policy(Settings(head=head), env)
     if given["layout"] is None and env_attribute(env, "legal_layout") is None:
         raise ValueError(
             f"--policy {head} reads the list from observations: name where it is with --layout"
         )
-    with _named(f"--policy {head} cannot be made for this environment"):
+    with one_line(f"--policy {head} cannot be made for this environment"):
         spec, layout = meaning(None, env, **given)
         encoder = LearnedEntities(layout, spec)
         return Policy(env, head=head, spec=spec, layout=layout, encoder=encoder)
 
 
 def _factory(name: str, kind: str) -> Callable[..., Any]:
-    """What ``module:factory`` names, made to say in one line what goes wrong in it."""
-    made_by = _load(name)
+    """The function that ``module:factory`` names; what it raises has a message of one line."""
+    made_by = load(name)
     if not callable(made_by):
         raise ValueError(
             f"{name} is of type {type(made_by).__name__}; it must be a function or class that "
@@ -282,7 +281,7 @@ def _factory(name: str, kind: str) -> Callable[..., Any]:
     called = f"{name}({'env' if kind == 'policy' else ''})"
 
     def make(*arguments: Any) -> Any:
-        with _named(f"{called} failed"):
+        with one_line(f"{called} failed"):
             made = made_by(*arguments)
         if made is None:
             raise ValueError(f"{called} returned None; it must return the {kind}")
@@ -292,11 +291,11 @@ def _factory(name: str, kind: str) -> Callable[..., Any]:
 
 
 def _given(options: argparse.Namespace, env: Any) -> Given:
-    """The spec and layout that the command line names; None where the environment has its own."""
+    """The spec and layout that the command line names; None for those of the environment."""
     spec: Any = None
     layout: Any = None
     if options.spec is not None:
-        spec = _load(options.spec)
+        spec = load(options.spec)
         _check_kind("--spec", options.spec, spec, ActionSpec)
     if options.layout is not None and ":" not in options.layout:
         layout = tuple(options.layout.split(","))
@@ -306,9 +305,9 @@ def _given(options: argparse.Namespace, env: Any) -> Given:
                 "such as n_legal,legal"
             )
     elif options.layout is not None:
-        layout = _load(options.layout)
+        layout = load(options.layout)
         if callable(layout):
-            with _named(f"--layout {options.layout}(env) failed"):
+            with one_line(f"--layout {options.layout}(env) failed"):
                 layout = layout(env)
         _check_kind("--layout", options.layout, layout, LegalLayout)
     own = env_attribute(env, "legal_layout")
@@ -339,7 +338,7 @@ def _head_masks(options: argparse.Namespace) -> Any:
 def _function(flag: str, name: str | None) -> Any:
     if name is None:
         return None
-    found = _load(name)
+    found = load(name)
     if not callable(found):
         raise ValueError(f"{flag} {name} is of type {type(found).__name__}, not a function")
     return found
@@ -348,67 +347,6 @@ def _function(flag: str, name: str | None) -> Any:
 def _check_kind(flag: str, name: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"{flag} {name} is of type {type(value).__name__}, not {kind.__name__}")
-
-
-def _load(name: str) -> Any:
-    """The attribute that ``module:attribute`` names; dots reach into it."""
-    module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path):
-        raise ValueError(
-            f"{name!r} must be module:name, such as mygame:make (or, as the environment, "
-            f"{ESSENCE_WARS})"
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        with _named(f"importing {module_name} failed"):
-            found = importlib.import_module(module_name)
-    except ValueError as error:
-        cause = error.__cause__
-        if isinstance(cause, ModuleNotFoundError) and _is_part(cause.name, module_name):
-            raise ValueError(
-                f"no module {cause.name!r}, neither in the current directory nor installed; run "
-                "this where it lies, or set PYTHONPATH"
-            ) from None
-        raise
-    for attribute in path.split("."):
-        if not hasattr(found, attribute):
-            public = [name for name in dir(found) if not name.startswith("_")]
-            near = difflib.get_close_matches(attribute, public) or public[:8]
-            raise ValueError(f"{module_name} has no {path}; it has {', '.join(near) or 'nothing'}")
-        found = getattr(found, attribute)
-    return found
-
-
-def _is_part(missing: str | None, module_name: str) -> bool:
-    return missing is not None and (module_name + ".").startswith(missing + ".")
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Makes one line of whatever exception the user's own code raises.
-
-    Raises:
-        ValueError: saying what failed, how, and in which line of the user's code.
-    """
-    try:
-        yield
-    except Exception as error:
-        words = " ".join(str(error).split())
-        where = _place(error)
-        raise ValueError(
-            f"{what}: {type(error).__name__}: {words}{f' ({where})' if where else ''}"
-        ) from error
-
-
-def _place(error: Exception) -> str | None:
-    """File and line of the innermost frame that is neither ours nor an installed package's."""
-    others = (str(Path(__file__).parent.parent), sysconfig.get_path("stdlib"), "<")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
-            return f"{Path(frame.filename).name}, line {frame.lineno}"
-    return None
 
 
 def _close(env: Any) -> None:

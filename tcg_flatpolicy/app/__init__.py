@@ -1,0 +1,1 @@
+"""Training, evaluation and audits of the command line, and their run folders."""

@@ -1,0 +1,142 @@
+"""The encoder for Essence Wars: one vector of the state, and embedded cards and creatures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tcg_flatpolicy import Encoding
+from tcg_flatpolicy.games.essence_wars.engine import (
+    BOARD,
+    CARD_ID_SCALE,
+    CARD_ROWS,
+    CARDS,
+    COMMANDERS,
+    CREATURE_SIZE,
+    HAND,
+    KEYWORD_COLUMN,
+    KEYWORDS,
+    MOST_CARDS,
+    PLAYER_SIZE,
+    PLAYERS,
+    SUPPORTS,
+)
+from tcg_flatpolicy.layout import LegalLayout
+
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+class EssenceWarsEncoder(nn.Module):
+    """Encodes a state as one vector, and embeds its cards and creatures.
+
+    A card in hand is the learned row of its id. A creature is a linear layer of its record (attack,
+    health, whether it can attack, ...) and its sixteen keywords, plus a learned row of its place.
+    An empty place is embedded, too. The state lists the ids of the cards on a board in the order of
+    play, not by place, with 0 for tokens; so their rows are summed for each board.
+
+    Args:
+        layout: of observations with the field ``state``.
+        hidden_size: D, width of the state's vector.
+        entity_size: E, width of an entity.
+
+    Attributes:
+        entity_sizes: ``{"hand": (10, E), "ally": (5, E), "enemy": (5, E)}``.
+    """
+
+    def __init__(self, layout: LegalLayout, hidden_size: int = 256, entity_size: int = 32) -> None:
+        super().__init__()
+        self.layout = layout
+        self.hidden_size = hidden_size
+        self.entity_sizes = {
+            "hand": (HAND, entity_size),
+            "ally": (BOARD, entity_size),
+            "enemy": (BOARD, entity_size),
+        }
+        self.cards = nn.Embedding(CARD_ROWS, entity_size, padding_idx=0)
+        self.creature = nn.Linear(CREATURE_SIZE + KEYWORDS, entity_size)
+        self.place = nn.Parameter(torch.zeros(2, BOARD, entity_size))
+        # Of a player: numbers, and four sums of cards: hand, board, supports and commander.
+        player = 5 + 5 * SUPPORTS + 4 + 4 * entity_size
+        first = nn.Linear(PLAYERS + 2 * (player + BOARD * entity_size), hidden_size)
+        second = nn.Linear(hidden_size, hidden_size)
+        self.trunk = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        for linear in (self.creature, first, second):
+            nn.init.orthogonal_(linear.weight, 2**0.5)
+            nn.init.zeros_(linear.bias)
+        with torch.no_grad():
+            self.cards.weight.mul_(entity_size**-0.5)
+
+    def forward(self, observations: Tensor) -> Encoding:
+        """Encodes a batch.
+
+        Args:
+            observations: (B, nbytes) uint8, records of `OBSERVATION_DTYPE`.
+
+        Returns:
+            hidden (B, D) float and entities hand (B, 10, E), ally (B, 5, E), enemy (B, 5, E).
+
+        Raises:
+            TypeError, ValueError: observations that the layout does not fit.
+        """
+        state = self.layout.field(observations, "state")
+        players = state[:, PLAYERS:CARDS].view(len(state), 2, PLAYER_SIZE)
+        numbers, hand = players[..., :5], players[..., 5:15]
+        creatures = players[..., 15:75].view(len(state), 2, BOARD, CREATURE_SIZE)
+        supports, prepared = players[..., 75:85], players[..., 85:]
+
+        bits = (creatures[..., KEYWORD_COLUMN, None] * 65535).round().int()
+        keywords = (bits >> torch.arange(KEYWORDS, device=state.device, dtype=torch.int32)) & 1
+        records = [creatures.transpose(0, 1), keywords.transpose(0, 1).to(state.dtype)]
+        units = torch.relu(self.creature(torch.cat(records, dim=3)) + self.place.unsqueeze(1))
+        ally, enemy = units.unbind()  # (B, 5, E), contiguous: the scorer gathers from them
+
+        ids = [hand, _board_ids(state, players), supports[..., 2::5], state[:, COMMANDERS:, None]]
+        rows = _card_rows(torch.cat(ids, dim=2))  # (B, 2, 10 + 5 + 2 + 1)
+        sums = self._sums(rows)
+        everything = [state[:, :PLAYERS], numbers, supports, prepared, ally, enemy, sums]
+        hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1))
+        cards = self.cards(rows[:, 0, :HAND])  # (B, 10, E)
+        return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
+
+    def _sums(self, rows: Tensor) -> Tensor:
+        """(B, 2, 18) rows of cards -> (B, 2, 4, E): sums of hand, board, supports, commander."""
+        if _is_exporting():  # an export would turn embedding_bag into a loop
+            kinds = self.cards(rows).split([HAND, BOARD, SUPPORTS, 1], dim=2)
+            return torch.stack([kind.sum(2) for kind in kinds], dim=2)
+        groups = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)[:, None]
+        groups = groups + groups.new_tensor([0, HAND, HAND + BOARD, HAND + BOARD + SUPPORTS])
+        # One bag for each group: it sums without a copy of every card's row.
+        sums = functional.embedding_bag(
+            rows.flatten(), self.cards.weight, groups.flatten(), mode="sum", padding_idx=0
+        )
+        return sums.view(len(rows), 2, 4, self.cards.embedding_dim)
+
+
+def _board_ids(state: Tensor, players: Tensor) -> Tensor:
+    """The ids of the cards on each board, as the state holds them: (B, 2, 5), in order of play.
+
+    Args:
+        state: (B, 356) float32.
+        players: (B, 2, 89), the two players' part of it.
+    """
+    hand = (players[..., 4] * HAND).round().long()
+    creatures = players[..., 15:75:CREATURE_SIZE].sum(dim=2).long()
+    held = hand + creatures + players[..., 75:85:5].sum(dim=2).long()
+    start = torch.stack([hand[:, 0], held[:, 0] + hand[:, 1]], dim=1)
+    place = torch.arange(BOARD, device=state.device)
+    at = (start[..., None] + place).clamp(0, MOST_CARDS - 1)
+    ids = state[:, CARDS : CARDS + MOST_CARDS].gather(1, at.flatten(1)).view_as(at)
+    return ids * (place < creatures[..., None])
+
+
+def _card_rows(ids: Tensor) -> Tensor:
+    """Rows of the card table for ids as the state holds them: divided by 6000, 0 for no card.
+
+    The engine numbers the cards of each of its five sets from a full thousand, at present up to 82.
+    An id above 99 in its set, or of no set, gets the unused row 1.
+    """
+    ids = (ids * CARD_ID_SCALE).round().long()
+    rows = ids // 1000 * 100 + ids % 1000
+    known = (ids == 0) | ((ids >= 1000) & (ids < CARD_ID_SCALE) & (ids % 1000 < 100))
+    return torch.where(known, rows, 1)
