@@ -44,8 +44,8 @@ from tcg_flatpolicy.app.evaluate import WinRate, play, wilson_interval
 from tcg_flatpolicy.app.run_folder import write_csv, write_json
 from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
-from tcg_flatpolicy.puffer import Greedy
 from tcg_flatpolicy.provenance import write_whole
+from tcg_flatpolicy.puffer import Greedy
 
 FIXED, RANDOM, COUPLED = "fixed decks", "random decks", "coupled"
 TASKS = (FIXED, RANDOM, COUPLED)

@@ -100,7 +100,7 @@ class RunningNorm(nn.Module):
     """
 
     mean: Tensor
-    variance: Tensor
+    scale: Tensor
     totals: Tensor
     gathered: Tensor
     due: Tensor
@@ -111,7 +111,7 @@ class RunningNorm(nn.Module):
             raise ValueError(f"size must be at least 1, got {size}")
         self.size, self.clip, self.eps = size, clip, eps
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
         # Count, mean and sum of squared deviations, in force and gathered since then.
         self.register_buffer("totals", torch.zeros(3, size, dtype=torch.float64))
         self.register_buffer("gathered", torch.zeros(3, size, dtype=torch.float64))
@@ -131,7 +131,7 @@ class RunningNorm(nn.Module):
             if bool(self.due):
                 self._put_in_force()
             self._gather(x.detach().reshape(-1, self.size).double())
-        shifted = (wide(x) - self.mean.to(x.device)) * (self.variance + self.eps).rsqrt()
+        shifted = (wide(x) - self.mean) * self.scale
         return shifted.clamp(-self.clip, self.clip).to(x.dtype)
 
     def _gather(self, x: Tensor) -> None:
@@ -149,15 +149,15 @@ class RunningNorm(nn.Module):
             gathered = torch.stack(parts)
         self.totals.copy_(_together(torch.cat([self.totals.unsqueeze(0), gathered])))
         count, mean, squares = self.totals
-        some = count > 0
-        self.mean.copy_(torch.where(some, mean, self.mean))
-        self.variance.copy_(torch.where(some, squares / count.clamp(min=1), self.variance))
+        if bool(count[0]):
+            self.mean.copy_(mean)
+            self.scale.copy_((squares / count + self.eps).rsqrt())
         self.gathered.zero_()
         self.due.fill_(False)
 
     def _apply(self, fn: object, recurse: bool = True) -> RunningNorm:
         """Statistics keep their float64, whatever dtype the weights are cast to."""
-        names = ("mean", "variance", "totals", "gathered")
+        names = ("mean", "scale", "totals", "gathered")
         exact = {name: getattr(self, name) for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in exact.items():

@@ -30,8 +30,8 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.memory import LSTM
 from tcg_flatpolicy.operators import wide
-from tcg_flatpolicy.puffer import Greedy, Policy
 from tcg_flatpolicy.provenance import provenance, write_whole
+from tcg_flatpolicy.puffer import Greedy, Policy
 from tcg_flatpolicy.spec import ActionSpec, Role
 
 FIELD = "observation."

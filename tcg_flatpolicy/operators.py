@@ -43,12 +43,18 @@ class Operator:
             mutates_args=(),
             schema=f"({inputs}) -> Tensor[]",
         )
-        def laid_out(*given: Any) -> list[Tensor]:
-            return [one.contiguous() for one in backward(*given)]
+
+        def apart(grad: Tensor, *given: Any) -> list[Tensor]:
+            """The gradients in memory of their own, as an operator's results must be."""
+            memory = grad.untyped_storage().data_ptr()
+            return [
+                one.clone() if one.untyped_storage().data_ptr() == memory else one.contiguous()
+                for one in backward(grad, *given)
+            ]
 
         backward_op = torch.library.custom_op(
             f"tcg_flatpolicy::{name}_backward",
-            laid_out,
+            apart,
             mutates_args=(),
             schema=f"(Tensor grad, {inputs}, Tensor[] saved) -> Tensor[]",
         )

@@ -23,6 +23,9 @@ from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.packing import distinct
 from tcg_flatpolicy.spec import ActionSpec, Part, Role
 
+TABULATED = 2**16
+"""Up to so many (primary, value) of a slot have their part in a table."""
+
 
 class Derived(nn.Module):
     """A module with buffers that follow from its arguments: no part of a checkpoint.
@@ -60,7 +63,6 @@ class Addresses(Derived):
         ranges: how many numbers there are; unused slots and missing parts have one, too.
     """
 
-    thresholds: Tensor
     slot_numbers: Tensor
     place_of_id: Tensor
 
@@ -73,20 +75,27 @@ class Addresses(Derived):
         self._parts = max((len(parts) for parts in per_slot.values()), default=1)
         self.ranges = len(self.ids) * self.slots * self._parts
         self._number: dict[Part, int] = {}
-        thresholds = np.full((len(self.ids) * self.slots, self._parts), 2**63 - 1, np.int64)
+        thresholds = np.full((self.slots, len(self.ids), self._parts), 2**63 - 1, np.int64)
         for (primary, slot), parts in per_slot.items():
-            at = self._place[primary] * self.slots + slot
+            place = self._place[primary]
             for k, part in enumerate(parts):
-                thresholds[at, k] = part.start
-                self._number[part] = at * self._parts + k
-        self.derive("thresholds", thresholds[:, 1:].T)
+                thresholds[slot, place, k] = part.start
+                self._number[part] = (place * self.slots + slot) * self._parts + k
         self.derive("slot_numbers", np.arange(self.slots) * self._parts)
         self._divided = sorted({slot for (_, slot), parts in per_slot.items() if len(parts) > 1})
+        # Of a slot that some primary divides: the part of each value, or, of a slot of many values,
+        # where each part but the first begins.
+        self._values = {slot: int(spec.nvec[1 + slot]) for slot in self._divided}
+        for slot, values in self._values.items():
+            begins = thresholds[slot, :, 1:]
+            if len(begins) * values <= TABULATED:
+                begins = (np.arange(values)[:, None] >= begins[:, None]).sum(-1).ravel()
+            self.derive(f"parts{slot}", begins)
         self._gaps = bool(self.ids[-1] >= len(self.ids))
         if self._gaps:
-            place = np.zeros(self.ids[-1] + 1, np.int64)
-            place[self.ids] = np.arange(len(self.ids))
-            self.derive("place_of_id", place)
+            place_of_id = np.zeros(self.ids[-1] + 1, np.int64)
+            place_of_id[self.ids] = np.arange(len(self.ids))
+            self.derive("place_of_id", place_of_id)
 
     def tabulate(self, values: Mapping[Part, int], default: int = 0) -> npt.NDArray[np.int64]:
         """(ranges,) int64: a number for each range, the default for those that are not named."""
@@ -131,11 +140,12 @@ class Addresses(Derived):
 
     def _part(self, places: Tensor, slot: int, values: Tensor) -> Tensor:
         """Which of a slot's parts values lie in: how many of the others begin at most there."""
-        at = (places * self.slots + slot).flatten()
-        part = torch.zeros_like(values)
-        for thresholds in self.thresholds.unbind(0):
-            part += values >= thresholds.index_select(0, at).view_as(values)
-        return part
+        parts = self.get_buffer(f"parts{slot}")
+        if parts.ndim == 1:
+            at = torch.add(values, places, alpha=self._values[slot])
+            return parts.index_select(0, at.flatten()).view_as(values)
+        begins = parts.index_select(0, places.flatten()).view(*values.shape, self._parts - 1)
+        return (values.unsqueeze(-1) >= begins).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -196,9 +206,10 @@ def features_of(role: Role) -> Tensor | None:
     Raises:
         ValueError: the role's weights have another shape.
     """
-    if role.weights(torch.arange(1)) is None:
-        return None
-    weights = role.weights(torch.arange(role.size))
+    with torch.device("cpu"):
+        if role.weights(torch.arange(1)) is None:
+            return None
+        weights = role.weights(torch.arange(role.size))
     if weights is None or weights.shape != (role.size, role.rows):
         raise ValueError(
             f"{type(role).__name__}({role.name!r}).weights gave "
@@ -453,7 +464,8 @@ class _Group(NamedTuple):
     vectors: Tensor
     projections: Tensor
     parts: list[tuple[int, int, int]]
-    """Of each part that holds something: its number in the group, and its things' begin and end."""
+    """Of each part that holds something: its number in the group, where its things begin among
+    those of the group, and how many they are."""
     things: slice
     """Of all its parts."""
     floats: tuple[int | None, int]
@@ -470,7 +482,11 @@ def _groups(
     part, found = 1, []
     for number, count in enumerate(counts):
         ends = edges[part : part + abs(count) + 1]
-        held = [(k, begin, end) for k, (begin, end) in enumerate(pairwise(ends)) if begin < end]
+        held = [
+            (k, begin - ends[0], end - begin)
+            for k, (begin, end) in enumerate(pairwise(ends))
+            if begin < end
+        ]
         part += abs(count)
         where: tuple[int | None, int] = (plain if count > 0 else None, first + number)
         vectors = floats[plain] if count > 0 else others[mixed]
@@ -486,9 +502,9 @@ def _project_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int
     below = [nothing]
     for group in groups:
         rows = group.vectors.index_select(0, others[0][group.things])
-        for k, begin, end in group.parts:
-            mine = rows[begin - group.things.start : end - group.things.start]
-            below.append(torch.mm(mine, group.projections[:, k * width : (k + 1) * width]))
+        for k, begin, count in group.parts:
+            projection = group.projections.narrow(1, k * width, width)
+            below.append(torch.mm(rows.narrow(0, begin, count), projection))
     return [torch.cat([*floats[: sizes[0]], *map(wide, below)])]
 
 
@@ -504,19 +520,19 @@ def _project_backward(
         rows = group.vectors.index_select(0, chosen)
         upstream = below[group.things].to(rows.dtype)
         of_rows, of_projections = torch.empty_like(rows), torch.zeros_like(group.projections)
-        for k, begin, end in group.parts:
-            mine = slice(begin - group.things.start, end - group.things.start)
-            columns = slice(k * width, (k + 1) * width)
-            torch.mm(upstream[mine], group.projections[:, columns].t(), out=of_rows[mine])
-            of_projections[:, columns] = torch.mm(rows[mine].t(), upstream[mine])
+        for k, begin, count in group.parts:
+            above_these = upstream.narrow(0, begin, count)
+            projection = group.projections.narrow(1, k * width, width)
+            torch.mm(above_these, projection.t(), out=of_rows.narrow(0, begin, count))
+            mine = rows.narrow(0, begin, count).t()
+            of_projections.narrow(1, k * width, width).copy_(torch.mm(mine, above_these))
         of_vectors, at = group.floats
         grads[at] = of_projections
         if of_vectors is not None:
             total = torch.zeros_like(group.vectors, dtype=wide(rows[:0]).dtype)
             total.index_add_(0, chosen, wide(of_rows))
             grads[of_vectors] = total.to(rows.dtype)
-    # An operator may not return its gradient's memory, or one tensor twice.
-    return [one.clone() if n < above else one for n, one in enumerate(grads)]
+    return grads
 
 
 def _project_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:

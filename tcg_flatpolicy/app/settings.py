@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tcg_flatpolicy import puffer
 from tcg_flatpolicy.heads import HEADS
+from tcg_flatpolicy.puffer import compensated
 
 GAME = "tcg_flatpolicy.games.essence_wars:make"
 """module:function that makes the game's environment. Its environments have ``make_encoder``."""
@@ -178,7 +178,7 @@ class Settings:
         }
         if not self.two_players:
             return config
-        return puffer.compensated(config)
+        return compensated(config)
 
 
 def saved_settings(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tcg_flatpolicy import Greedy, Policy, RecurrentPolicy, TopK, distributed, puffer
+from tcg_flatpolicy import distributed
 from tcg_flatpolicy.app.evaluate import WinRate, play
 from tcg_flatpolicy.app.load import load
 from tcg_flatpolicy.app.run_folder import (
@@ -38,7 +38,15 @@ from tcg_flatpolicy.app.run_folder import (
 from tcg_flatpolicy.app.settings import GAME, Settings, saved_settings
 from tcg_flatpolicy.layout import env_attribute
 from tcg_flatpolicy.provenance import provenance
-from tcg_flatpolicy.puffer import restore_trainer, trainer_state
+from tcg_flatpolicy.puffer import (
+    Greedy,
+    Policy,
+    RecurrentPolicy,
+    TopK,
+    check_contract,
+    restore_trainer,
+    trainer_state,
+)
 
 
 @dataclass
@@ -265,7 +273,7 @@ def _run(
     """Runs from the start, or from a checkpoint, its rows of metrics and its config.json."""
     from pufferlib.pufferl import PuffeRL
 
-    puffer.check_contract()
+    check_contract()
     if settings.compile:
         from torch._dynamo import config as dynamo
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from tcg_flatpolicy import Policy
 from tcg_flatpolicy.app.load import load, one_line
 from tcg_flatpolicy.app.settings import GAME, Settings
 from tcg_flatpolicy.app.train import make_policy, trained_policy
 from tcg_flatpolicy.heads import HEADS
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.provenance import write_whole
+from tcg_flatpolicy.puffer import Policy
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env

@@ -202,13 +202,13 @@ class Policy(ActorCritic):
                 f"state must be a dict with lstm_h and lstm_c, or None, got {type(state).__name__}"
             )
         if not self.recurrent:
-            if state and state.get("lstm_h") is not None:
+            if self.training and state and state.get("lstm_h") is not None:
                 raise RuntimeError(
                     f"{type(self).__name__} has no memory, and the trainer carries one: set "
                     "use_rnn to False in its config, or take fp.RecurrentPolicy"
                 )
             return self.run(observations)
-        if state and "lstm_h" not in state:
+        if self.training and state and "lstm_h" not in state:
             raise RuntimeError(
                 f"{type(self).__name__} has a memory, and the trainer carries none: set use_rnn to "
                 "True in its config, or take fp.Policy"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tcg_flatpolicy import Encoding
+from tcg_flatpolicy.encoders import Encoding
 from tcg_flatpolicy.games.essence_wars.engine import (
     BOARD,
     CARD_ID_SCALE,
