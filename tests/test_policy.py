@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -340,3 +341,133 @@ def test_top_k_plays_the_k_most_probable(env: Bandit) -> None:
                 for prob, action in best:
                     assert given[action] == pytest.approx(prob / sum(p for p, _ in best), abs=1e-6)
         assert torch.equal(fp.TopK(policy, 1).forward_eval(observe(env))[0].mode, all_of_it.mode)
+
+
+# ---- the trainer's settings, and PufferLib's ways to make a policy
+
+
+def observed(rows: int = 3) -> tuple[Any, torch.Tensor]:
+    env = Bandit(rows)
+    env.reset(seed=2)
+    return env, torch.as_tensor(env.observations.copy())
+
+
+def test_a_trainer_whose_use_rnn_does_not_fit_the_policy_is_told() -> None:
+    env, observations = observed()
+    encoder = BanditEncoder(env.legal_layout)
+    bare = {"reward": 0, "done": 0}
+    state = {**bare, "lstm_h": torch.zeros(3, 4), "lstm_c": torch.zeros(3, 4)}
+    with pytest.raises(RuntimeError, match=r"has a memory, .*: set use_rnn to True in its config"):
+        fp.RecurrentPolicy(env, encoder=encoder).forward_eval(observations, bare)
+    with pytest.raises(RuntimeError, match=r"has no memory, .*: set use_rnn to False in its con"):
+        fp.FlatPolicy(env, encoder=encoder).forward_eval(observations, state)
+
+
+def test_a_carried_state_of_another_size_is_named() -> None:
+    env, observations = observed()
+    policy = fp.RecurrentPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    good = torch.zeros(3, policy.hidden_size)
+    for name in ("lstm_h", "lstm_c"):
+        state = {"lstm_h": good, "lstm_c": good, name: torch.zeros(2, policy.hidden_size)}
+        with pytest.raises(ValueError, match=rf"^{name} must be \(3, \d+\), got \(2, \d+\)$"):
+            policy.forward_eval(observations, state)
+
+
+def test_a_recurrent_policy_takes_the_parts_of_another() -> None:
+    env, observations = observed()
+    flat = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    flat.explore(1.5, 0.25)
+    size = flat.hidden_size
+    policy = fp.RecurrentPolicy(env, flat, input_size=size, hidden_size=size)
+    assert policy.encoder is flat.encoder
+    assert policy.head is flat.head
+    assert policy.value is flat.value
+    assert (policy.temperature, policy.epsilon) == (1.5, 0.25)
+    assert policy.forward_eval(observations, {})[1].shape == (3, 1)
+    with pytest.raises(ValueError, match=rf"hidden_size is 7, but the encoder's .* is {size}: "):
+        fp.RecurrentPolicy(env, flat, hidden_size=7)
+    with pytest.raises(ValueError, match="input_size is 9, but the encoder's"):
+        fp.RecurrentPolicy(env, flat, input_size=9)
+    for other in (policy, nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=r"takes the parts of a Policy or FlatPolicy, got a "):
+            fp.RecurrentPolicy(env, other)
+
+
+def test_two_batches_encoded_before_a_decode_are_refused() -> None:
+    env, observations = observed()
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    first = policy.encode_observations(observations)
+    policy.encode_observations(observations.flip(0))
+    with pytest.raises(RuntimeError, match="two batches were encoded since the last decode_act"):
+        policy.decode_actions(first)
+    hidden = policy.encode_observations(observations)
+    assert policy.decode_actions(hidden)[1].shape == (3, 1)  # it starts over
+
+
+def test_segments_without_a_memory_are_their_rows() -> None:
+    env, observations = observed(6)
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    face, values = policy(observations.view(2, 3, -1))
+    expected, wanted = policy(observations)
+    assert torch.equal(values, wanted.view(2, 3))
+    assert torch.equal(face.distribution.logits, expected.distribution.logits)
+
+
+def test_an_actor_critic_knows_no_trainer() -> None:
+    env, observations = observed(6)
+    encoder = BanditEncoder(env.legal_layout)
+    net = fp.ActorCritic(env.action_spec, env.legal_layout, encoder=encoder, recurrent=True)
+    decided = net(observations)
+    assert decided.distribution.batch_shape == (6,)
+    assert [one.shape for one in decided.carried] == [(6, net.hidden_size)] * 2
+    again = net(observations, decided.carried)
+    assert not torch.equal(again.value, decided.value)
+    plain = fp.ActorCritic(env.action_spec, env.legal_layout, encoder=encoder)
+    assert plain(observations.view(2, 3, -1)).value.shape == (6, 1)
+    assert plain(observations).carried == ()
+
+
+def test_a_head_decides_by_observations_if_it_wants_to() -> None:
+    """The default reads and packs; a head's own decide gets bytes, layout and exploration."""
+    env, observations = observed()
+    asked: list[Any] = []
+
+    class Reads(fp.FlatHead):
+        def decide(self, observations: Any, layout: Any, *rest: Any) -> Any:
+            asked.append((observations.shape, layout.padding, rest[-1].settings.temperature))
+            return super().decide(observations, layout, *rest)
+
+    encoder = BanditEncoder(env.legal_layout)
+    policy = fp.Policy(env, encoder=encoder, head=Reads)
+    policy.explore(2.0)
+    policy.forward_eval(observations)
+    assert asked == [(observations.shape, policy.layout.padding, 2.0)]
+
+
+def test_a_state_dict_with_exploration_that_cannot_be_is_refused() -> None:
+    env, _ = observed()
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    state = policy.state_dict()
+    assert {"temperature", "epsilon"} <= state.keys()
+    with pytest.raises(RuntimeError, match="temperature must be positive and finite"):
+        policy.load_state_dict({**state, "temperature": torch.tensor(-1.0)})
+    del state["epsilon"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"epsilon"'):
+        policy.load_state_dict(state)
+    assert not policy.load_state_dict(state, strict=False).unexpected_keys
+
+
+@pytest.mark.parametrize("kind", [fp.FlatPolicy, fp.RecurrentPolicy])
+def test_a_policy_made_on_meta_is_whole_once_its_state_is_loaded(kind: Any) -> None:
+    env, observations = observed()
+    torch.manual_seed(0)
+    policy = kind(env, encoder=BanditEncoder(env.legal_layout))
+    policy.explore(1.5, 0.25)
+    other = copy.deepcopy(policy).to("meta").to_empty(device="cpu")
+    other.load_state_dict(policy.state_dict())
+    torch.manual_seed(1)
+    expected = policy.forward_eval(observations)[0]
+    torch.testing.assert_close(
+        other.forward_eval(observations)[0].distribution.logits, expected.distribution.logits
+    )
+    assert other.exploration.numbers.tolist() == [1.5, 0.25]
