@@ -37,7 +37,7 @@ help:
 	@echo "make train    train on Essence Wars          make train ARGS='--seed 2'"
 	@echo "make test     run the tests                  make test ARGS='-k legal'"
 	@echo "make test-official   the same tests on the official pufferlib 3.0.0, in $(OFFICIAL)"
-	@echo "make lint     ruff check, ruff format --check"
+	@echo "make lint     ruff check, ruff format --check, lint-imports (which module may import which)"
 	@echo "make types    mypy, strict"
 	@echo "make format   let ruff fix and format"
 	@echo "make bench    compare the ways to choose a tuple   make bench ARGS=--quick"
@@ -67,6 +67,7 @@ test-official: $(OFFICIAL)/.ready
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(READY)
 	$(BIN)/mypy

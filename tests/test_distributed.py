@@ -133,7 +133,8 @@ def train_kind(kind: str, epochs: int, rank: int, device: str, folder: Path) -> 
     first = [p.detach().clone() for p in trained.parameters()]
     policy.explore(3.0 - rank, 0.2 + 0.1 * rank)  # before distribute(): rank 0's holds
     distributed_policy = distributed.distribute(trained)
-    began_with = policy._exploration, (float(policy.temperature), float(policy.epsilon))
+    numbers = tuple(policy.exploration.numbers.tolist())
+    began_with = numbers, (policy.temperature, policy.epsilon)
     with contextlib.redirect_stdout(io.StringIO()):  # the dashboard
         trainer = PuffeRL(config, vecenv, distributed_policy)
         for epoch in range(epochs):

@@ -576,8 +576,8 @@ def test_the_entropy_of_an_estimate_must_be_right_on_average() -> None:
     policy = ours(env, head="autoregressive")
     face = policy._face
 
-    def wrong(hidden: Tensor) -> Any:
-        normal, value = face(hidden)
+    def wrong(*given: Any) -> Any:
+        normal, value = face(*given)
         right = normal._entropy_of
         normal._entropy_of = lambda actions: right(actions) + 0.3
         return normal, value

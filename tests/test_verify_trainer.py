@@ -164,9 +164,9 @@ class Noisy(fp.Policy):
         super().__init__(*arguments, **named)
         self.dropout = nn.Dropout(0.2)
 
-    def _encode(self, observations: Tensor) -> Any:
-        hidden, legal, entities = super()._encode(observations)
-        return self.dropout(hidden), legal, entities
+    def encode(self, rows: Tensor) -> Any:
+        hidden, entities = super().encode(rows)
+        return fp.Encoding(self.dropout(hidden), entities)
 
 
 class Anneals(fp.Policy):
@@ -208,11 +208,10 @@ class Cooling(fp.Policy):
     heat = 2.0
     updated = False
 
-    def _decide(self, encoded: Any) -> Any:
+    def decide(self, *given: Any) -> Any:
         if torch.is_grad_enabled():
             self.updated = True
-        distribution, value = super()._decide(encoded)
-        return distribution.tempered(self.heat), value
+        return super().decide(*given).tempered(self.heat)
 
     def forward_eval(self, observations: Tensor, state: Any = None) -> Any:
         if self.updated:
@@ -247,11 +246,11 @@ class StaleWeights(fp.Policy):
     """T01: what Policy guards against, autocast's cache in bfloat16."""
 
     def forward(self, observations: Tensor, state: Any = None) -> Any:
-        return self._face(self._encode(observations))
+        return self._face(self.run(observations), observations)
 
     def forward_eval(self, observations: Tensor, state: Any = None) -> Any:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            return self._face(self._encode(observations))
+            return self._face(self.run(observations), observations)
 
 
 class Tolerant(Bandit):
@@ -378,9 +377,9 @@ def test_buffers_that_change_within_the_rollout_are_named(trainers: Any) -> None
             self.calls += 1
             return super().forward_eval(observations, state)
 
-        def _decide(self, encoded: Any) -> Any:
-            distribution, value = super()._decide(encoded)
-            return distribution.tempered(1 + 0.2 * float(self.calls)), value
+        def decide(self, *given: Any) -> Any:
+            distribution = super().decide(*given)
+            return distribution.tempered(1 + 0.2 * float(self.calls))
 
     vecenv = make_vecenv()
     finding = found(audit_trainer(trainers(vecenv, make_policy(vecenv, Running)), 2), "T01")
@@ -512,8 +511,8 @@ def test_stored_actions_that_are_not_listed(trainers: Any) -> None:
             return 0 * super().log_prob(self.distribution.mode)
 
     class Clips(fp.Policy):
-        def _face(self, hidden: Tensor) -> Any:
-            face, value = super()._face(hidden)
+        def _face(self, *given: Any) -> Any:
+            face, value = super()._face(*given)
             return Careless(face.distribution, face.action_dtype), value
 
     vecenv = make_vecenv()

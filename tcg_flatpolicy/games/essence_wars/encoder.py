@@ -88,14 +88,16 @@ class EssenceWarsEncoder(nn.Module):
         bits = (creatures[..., KEYWORD_COLUMN, None] * 65535).round().int()
         keywords = (bits >> torch.arange(KEYWORDS, device=state.device, dtype=torch.int32)) & 1
         records = [creatures.transpose(0, 1), keywords.transpose(0, 1).to(state.dtype)]
-        units = torch.relu(self.creature(torch.cat(records, dim=3)) + self.place.unsqueeze(1))
+        dtype = self.place.dtype
+        units = self.creature(torch.cat(records, dim=3).to(dtype)) + self.place.unsqueeze(1)
+        units = torch.relu(units)
         ally, enemy = units.unbind()  # (B, 5, E), contiguous: the scorer gathers from them
 
         ids = [hand, _board_ids(state, players), supports[..., 2::5], state[:, COMMANDERS:, None]]
         rows = _card_rows(torch.cat(ids, dim=2))  # (B, 2, 10 + 5 + 2 + 1)
         sums = self._sums(rows)
         everything = [state[:, :PLAYERS], numbers, supports, prepared, ally, enemy, sums]
-        hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1))
+        hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1).to(dtype))
         cards = self.cards(rows[:, 0, :HAND])  # (B, 10, E)
         return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
 
