@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution
 from tcg_flatpolicy.heads import HeadFactory, make_head
 from tcg_flatpolicy.heads.sequential import LegalAutoregressive
-from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.lstm import lstm
 from tcg_flatpolicy.puffer import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.wrapping import env_attribute
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tcg_flatpolicy.heads import HEADS
-from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.policy import Policy
 from tcg_flatpolicy.run_folder import write_whole
 from tcg_flatpolicy.spec import ActionSpec
@@ -24,6 +24,7 @@ from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env
 from tcg_flatpolicy.verify.findings import Report, merged
 from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows, meaning
+from tcg_flatpolicy.wrapping import env_attribute
 
 if TYPE_CHECKING:
     from tcg_flatpolicy.train import Settings
