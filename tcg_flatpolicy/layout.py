@@ -1,16 +1,16 @@
-"""Where things sit in an observation: the legal list and every other field, by their names.
+"""Where things lie in an observation: the legal list and every other field, by their names.
 
 An engine's C struct, or PufferLib's emulation of a Dict space, reaches the policy as one flat row
-of bytes (or of numbers, when all fields share a dtype). A NumPy structured dtype says where each
-field is; NumPy itself resolves names, nesting, padding and alignment.
+of bytes (or of numbers, when all fields share a dtype). Shapes: B rows, N legal tuples in the whole
+batch, K tuples that a list has room for, H = 1 + slots values in a tuple.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import itertools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,35 +18,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tcg_flatpolicy import fields, forms
+from tcg_flatpolicy.fields import Field
+from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.listing import Listing, ListView
+from tcg_flatpolicy.packing import places
 from tcg_flatpolicy.spec import ActionSpec
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of one dtype in an observation: its shape and byte strides, from byte ``offset``."""
-
-    name: str
-    dtype: np.dtype[Any]
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers the field holds."""
-        return math.prod(self.shape)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The torch dtype with the same bytes."""
-        return _TORCH_DTYPES[self.dtype]
+from tcg_flatpolicy.wrapping import env_attribute, env_layers, is_emulation
 
 
 class LegalLayout:
     """Reads and writes the legal list, and reads any other field, of flat observations.
 
-    Build one with :meth:`from_dtype` or :meth:`from_env`.
+    Build one with :meth:`from_dtype` or :meth:`from_env`. Two are equal if dtype, count and actions
+    are, whatever the spec.
     """
 
     def __init__(
@@ -55,6 +41,7 @@ class LegalLayout:
         count: str,
         actions: str | Sequence[str],
         spec: ActionSpec | None = None,
+        dropped: Dropped | None = None,
     ) -> None:
         if np.dtype(dtype).names is None:
             raise TypeError(
@@ -64,44 +51,49 @@ class LegalLayout:
         self.count_name = count
         self.action_names = actions if isinstance(actions, str) else tuple(actions)
         self.spec = spec
-        self._sizes: list[int] | None = None if spec is None else spec.nvec.tolist()
-        self._single = _single_dtype(self.dtype)
+        self.dropped = dropped
         self._fields: dict[str, Field] = {}
-        self.count = self._integer_field(count)
-        if self.count.shape not in ((), (1,)):
-            raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
-        self.columns = self._columns(actions)
-        """One (K,) field a tuple value, primary first."""
-        self.padding = self.columns[0].shape[0]
+        self._listing = Listing(self.dtype, count, self.action_names)
+        self.count, self.columns = self._listing.count, self._listing.columns
+        """Where the number of tuples is; and one (K,) field a tuple value, primary first."""
+        self.padding = self._listing.room
         """K: how many tuples the list has room for."""
         if spec is not None and len(self.columns) != 1 + spec.slots:
             raise ValueError(
                 f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
             )
-        self._together = self._tuples_lie_together()
-        self._even = self._lies_even()
-        self._largest = None if spec is None else self._largest_values(spec)
-        self._declared = None if spec is None else spec.limits[:, 0] > 0
         noop = (0,) * len(self.columns) if spec is None else spec.noop
-        self._noop = torch.as_tensor(noop, dtype=torch.int64)
+        self._noop = torch.tensor(noop, dtype=torch.int64)
+        self._sizes: list[int] | None = None if spec is None else spec.nvec.tolist()
         self._enter()
 
     def _enter(self) -> None:
+        number = next(_NUMBERS)
+        self.handle = number
         """Where the operators of a compiled graph, which take no objects, find this layout.
 
-        Equal ones share a place, so that their policies share a graph.
-        """
-        names = self.count_name, self.action_names
-        primaries = self.spec and [(repr(self.spec.primaries), *self.spec.noop.tolist())]
-        key = repr((self.dtype, names, primaries))
-        self._handle = _HANDLES.setdefault(key, len(_LAYOUTS))
-        if self._handle == len(_LAYOUTS):
-            _LAYOUTS.append(self)
+        Layouts that read alike share one, so that their policies share a graph; one that counts
+        what it drops has its own."""
+        if self.dropped is None:
+            self.handle = _HANDLES.setdefault((self, self.spec), number)
+        if self.handle == number:
+            _LAYOUTS[number] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of one from another process, too."""
         self.__dict__.update(state)
         self._enter()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LegalLayout):
+            return NotImplemented
+        return self._place() == other._place()
+
+    def __hash__(self) -> int:
+        return hash(self._place())
+
+    def _place(self) -> tuple[Any, ...]:
+        return self.dtype, self.count_name, self.action_names
 
     @classmethod
     def from_dtype(
@@ -146,10 +138,9 @@ class LegalLayout:
             TypeError: no structured observation dtype anywhere.
         """
         for layer in env_layers(env):
-            emulated = getattr(layer, "emulated", None)
             dtype = getattr(layer, "observation_dtype", None)
-            if isinstance(emulated, dict):
-                dtype = emulated["emulated_observation_dtype"]
+            if is_emulation(layer):
+                dtype = layer.emulated["emulated_observation_dtype"]
             if isinstance(dtype, np.dtype) and dtype.names is not None:
                 return cls(dtype, count, actions, spec or env_attribute(env, "action_spec"))
         raise TypeError(
@@ -157,12 +148,22 @@ class LegalLayout:
             "Dict space nor has an observation_dtype; use LegalLayout.from_dtype(dtype, ...)"
         )
 
-    def with_spec(self, spec: ActionSpec) -> LegalLayout:
-        """The same layout, reading for this spec."""
-        return LegalLayout(self.dtype, self.count_name, self.action_names, spec)
+    def with_spec(self, spec: ActionSpec, dropped: Dropped | None = None) -> LegalLayout:
+        """The same layout, reading for this spec.
+
+        Args:
+            spec: what tuples mean.
+            dropped: if given, listed tuples that are not within the spec are left out, counted and
+                warned of by it, and do not raise.
+        """
+        return LegalLayout(self.dtype, self.count_name, self.action_names, spec, dropped)
+
+    # ---- reading
 
     def read(self, observations: Tensor) -> LegalActions:
         """The legal lists of a batch of observations.
+
+        Inside torch.compile this is one operator of the graph, whatever the number of tuples.
 
         Args:
             observations: (B, nbytes) uint8, or (B, numbers) of one dtype where all fields share
@@ -173,138 +174,42 @@ class LegalLayout:
 
         Raises:
             TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of columns; a count outside 0..K, a value that is not whole,
-                negative, or (with a spec) outside its role's range, naming the row.
+            ValueError: another number of columns, a value that the layout's dtype does not hold
+                exactly; a count outside 0..K, a value of the list that is not whole, negative,
+                beyond int64, so large that its floating dtype may have rounded it, or (with a spec)
+                outside its role's range, naming the row. With ``dropped``: a list with nothing
+                within the spec.
         """
-        data = self._bytes(observations)
-        if self._even and data.device.type == "cpu" and len(data):
-            return self._read_by_numpy(data)
-        said = _view(data, self.count).reshape(len(data)).clone()  # environments write over it
-        counts = self._whole(said, self.count_name)
-        outside = (counts < 0) | (counts > self.padding)
-        if outside.any():
-            row = int(outside.nonzero()[0])
-            raise self._overflow(row, int(counts[row]))
-        n = int(counts.sum())
-        rows = torch.repeat_interleave(counts, output_size=n)
-        starts = counts.cumsum(0) - counts
-        begins = torch.arange(len(data), device=data.device) * data.shape[1]
-
-        def read(field: Field, numbers: int) -> Tensor:
-            """(n, numbers) of each tuple, from the field on."""
-            # Tuple i of the batch is tuple i - starts[row] of its row, a step further for each.
-            step = field.strides[0]
-            at = (begins - starts * step).index_select(0, rows)
-            at += torch.arange(0, n * step, step, device=data.device)
-            return self._whole(_gather(data, field, at, numbers), field.name, rows)
-
-        if self._together:
-            actions = read(self.columns[0], len(self.columns))
-        else:
-            actions = torch.cat([read(field, 1) for field in self.columns], dim=1)
-        noop = self._noop.to(data.device)
-        legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=(rows, starts))
-        if self.spec is None:
-            legal._check_not_negative()
-        else:
-            legal.validate(self.spec)
-        return legal
-
-    def _read_by_numpy(self, data: Tensor) -> LegalActions:
-        """As :meth:`read`, on a CPU: in small batches it is torch's calls that cost."""
-        raw = data.numpy()
-        batch, nbytes = raw.shape
-        strides = (nbytes, *self.count.strides)
-        where = np.ndarray(
-            (batch, *self.count.shape), self.count.dtype, raw, self.count.offset, strides
-        )
-        counts = where.reshape(batch).astype(np.int64)
-        if counts.min() < 0 or counts.max() > self.padding:
-            row = int(((counts < 0) | (counts > self.padding)).argmax())
-            raise self._overflow(row, int(counts[row]))
-        starts = counts.cumsum() - counts
-        rows = np.repeat(np.arange(batch), counts)
-
-        first = self.columns[0]
-        size = first.dtype.itemsize
-        numbers = raw.reshape(-1).view(first.dtype)
-        step, row_step = first.strides[0] // size, nbytes // size
-        at = np.repeat(np.arange(0, batch * row_step, row_step) - starts * step, counts)
-        at += np.arange(0, len(rows) * step, step)
-        # The counts are checked, so that nothing wraps: it is the quickest of take's modes.
-        columns = [numbers[field.offset // size :].take(at, mode="wrap") for field in self.columns]
-        actions = np.empty((len(rows), len(columns)), np.int64)
-        for j, column in enumerate(columns):
-            actions[:, j] = column
-        legal = LegalActions.trusted(
-            torch.from_numpy(actions),
-            torch.from_numpy(counts),
-            self._noop,
-            self._sizes,
-            packing=(torch.from_numpy(rows), torch.from_numpy(starts)),
-        )
-        if self.spec is None:
-            legal._check_not_negative()
-        elif not self._within_spec(columns):
-            legal.validate(self.spec)  # says what is wrong
-        return legal
-
-    def _lies_even(self) -> bool:
-        """Whether the list is integers of one dtype, each column alike and none at an odd place."""
-        first, steps = self.columns[0], [self.dtype.itemsize, *self.columns[0].strides]
-        return (
-            self.count.dtype.kind in "iu"
-            and first.dtype.kind in "iu"
-            and all((c.dtype, c.strides) == (first.dtype, first.strides) for c in self.columns)
-            and _divides(first.dtype.itemsize, *steps, *(c.offset for c in self.columns))
-        )
-
-    def _largest_values(self, spec: ActionSpec) -> list[npt.NDArray[Any]]:
-        """Of each column, in its dtype: the largest value that each primary allows.
-
-        0 for ids that are not declared, which :meth:`_within_spec` refuses by their number.
-        """
-        most = np.iinfo(np.int64).max
-        return [
-            (limits - 1).clip(0, min(np.iinfo(column.dtype).max, most)).astype(column.dtype)
-            for column, limits in zip(self.columns, spec.limits.T, strict=True)
-            if column.dtype.kind in "iu"
-        ]
-
-    def _within_spec(self, columns: list[npt.NDArray[Any]]) -> bool:
-        """Whether tuples, (N,) integers a column, are all within the spec."""
-        assert self._largest is not None
-        assert self._declared is not None
-        if not len(columns[0]):
-            return True
-        primaries = columns[0].astype(np.intp)
-        if primaries.min() < 0 or primaries.max() >= len(self._largest[0]):
-            return False
-        if not self._declared.take(primaries).all():
-            return False
-        signed = columns[0].dtype.kind == "i"
-        return not any(
-            (column > largest.take(primaries)).any() or (signed and column.min() < 0)
-            for column, largest in zip(columns, self._largest, strict=True)
-        )
-
-    def _overflow(self, row: int, count: int) -> ValueError:
-        return ValueError(
-            f"row {row}: {self.count_name} says {count} legal actions, outside "
-            f"0..{self.padding}, the room of {self.action_names}"
-        )
+        return self._read(observations, distinct=False)
 
     def read_distinct(self, observations: Tensor) -> LegalActions:
-        """As :meth:`read`, each tuple once in a row: what a policy draws from.
+        """As :meth:`read`, each tuple once in a row: what a policy draws from."""
+        return self._read(observations, distinct=True)
 
-        Inside torch.compile this is one operator of the graph, whatever the number of tuples.
-        """
-        if not torch.compiler.is_compiling():
-            return self.read(observations).distinct()
-        actions, counts, rows, starts, noop = _read_distinct(observations, self._handle)
-        return LegalActions.trusted(
-            actions, counts, noop, self._sizes, distinct=True, packing=(rows, starts)
-        )
+    def _read(self, observations: Tensor, distinct: bool) -> LegalActions:
+        if torch.compiler.is_compiling():
+            actions, counts, rows, starts, noop = _read_op(observations, self.handle, distinct)
+            return LegalActions.trusted(
+                actions, counts, noop, self._sizes, distinct=distinct, packing=(rows, starts)
+            )
+        data = self.as_bytes(observations)
+        legal = self._within_spec(*self._listing.read(data, observations.dtype))
+        return legal.distinct() if distinct else legal
+
+    def _within_spec(
+        self, actions: Tensor, counts: Tensor, rows: Tensor, starts: Tensor
+    ) -> LegalActions:
+        noop = self._noop.to(actions.device)
+        if self.spec is None:
+            return LegalActions(actions, counts, noop)  # checks that none is negative
+        packing = rows, starts
+        legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=packing)
+        if actions.device.type == "cpu" and _all_within(actions.numpy(), self.spec.limits):
+            return legal
+        if self.dropped is not None:
+            return self.dropped.drop(legal, self.spec)
+        legal.validate(self.spec)  # says what is wrong
+        return legal
 
     def field(self, observations: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
         """Any field by its dotted name.
@@ -315,28 +220,62 @@ class LegalLayout:
             name: such as ``"me.hp"``.
 
         Returns:
-            (B, *shape of the field) in the field's own dtype, without gradient; it may share memory
-            with the observations.
+            (B, *shape of the field), without gradient, in the field's own dtype, of which it may
+            share memory with the observations; but uint16 as int32 and uint32 as int64, for which
+            torch has operations. uint64 stays, as no dtype of torch is wider: take its bits by
+            ``.view(torch.int64)``, or ``.double()``.
 
         Raises:
             KeyError: no such field.
-            TypeError: a struct, or a dtype that torch does not have.
+            TypeError: a struct, a dtype that torch does not have, or another byte order.
         """
         if isinstance(observations, Mapping):
             return observations[name]
         if torch.compiler.is_compiling():
-            found: Tensor = _read_field(observations, self._handle, name)
+            found: Tensor = _read_field(observations, self.handle, name)
             return found
-        return _view(self._bytes(observations), self._find(name))
+        field = self.find(name)
+        return fields.view(self.as_bytes(observations), field).to(field.torch_dtype)
+
+    def find(self, name: str) -> Field:
+        """Where a field lies, by its dotted name.
+
+        Raises:
+            KeyError: no such field.
+            TypeError: a struct, a dtype that torch does not have, or another byte order.
+        """
+        if name not in self._fields:
+            self._fields[name] = fields.find(self.dtype, name)
+        return self._fields[name]
 
     def fields(self) -> Iterator[Field]:
         """Every number in the observation: all fields that are not structs, the list included."""
-        yield from (self._find(name) for name in _leaf_names(self.dtype))
+        yield from (self.find(name) for name in fields.leaf_names(self.dtype))
 
     def is_legal_list(self, field: Field) -> bool:
         """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
         actions = (self.action_names,) if isinstance(self.action_names, str) else self.action_names
         return field.name in (self.count_name, *actions)
+
+    def list_view(self) -> ListView:
+        """Where the list lies in the rows of :meth:`as_bytes`, in plain integers.
+
+        Raises:
+            TypeError: a list that is stored as floats.
+        """
+        return self._listing.view()
+
+    def as_bytes(self, observations: Tensor) -> Tensor:
+        """(B, nbytes) uint8, contiguous, of observations in any of the forms that read takes.
+
+        Raises:
+            TypeError: observations of a dtype that the layout does not fit.
+            ValueError: another number of columns, or a value that the layout's dtype does not hold
+                exactly, naming row and field.
+        """
+        return forms.as_bytes(observations, self.dtype, self._listing.single)
+
+    # ---- writing
 
     def write(
         self, observations: npt.NDArray[Any], lists: Sequence[Sequence[Sequence[int]]]
@@ -350,10 +289,16 @@ class LegalLayout:
 
         Raises:
             TypeError: observations of a dtype that the layout does not fit.
-            ValueError: a list longer than K, a tuple of another length, or a value that the field's
-                dtype does not hold, naming the row. Nothing is written then.
+            ValueError: observations that are read-only or whose rows are not contiguous; a list
+                longer than K, a tuple of another length, or a value that the field's dtype does not
+                hold, naming the row. Nothing is written then.
         """
-        records = self._records(observations)
+        records = self.records(observations)
+        if not records.flags.writeable:
+            raise ValueError(
+                "observations are read-only, and write changes them in place: pass a writable "
+                "array, such as observations.copy()"
+            )
         if len(lists) != len(records):
             raise ValueError(f"{len(lists)} lists for {len(records)} observations")
         for row, actions in enumerate(lists):
@@ -363,169 +308,46 @@ class LegalLayout:
                     f"in {self.action_names}; give the field more room"
                 )
         legal = LegalActions.from_lists(lists, slots=len(self.columns) - 1)
-        values, rows = legal.actions.numpy(), legal.rows.numpy()
-        places = np.arange(len(rows)) - legal.starts.numpy()[rows]
-        counts = legal.counts.numpy()
-        for name, dtype, numbers, at in [
-            (self.count_name, self.count.dtype, counts, np.arange(len(counts))),
-            *((f.name, f.dtype, values[:, j], rows) for j, f in enumerate(self.columns)),
+        values, rows, counts = legal.actions.numpy(), legal.rows.numpy(), legal.counts.numpy()
+        for field, numbers, at in [
+            (self.count, counts, np.arange(len(counts))),
+            *((field, values[:, j], rows) for j, field in enumerate(self.columns)),
         ]:
             with np.errstate(over="ignore", invalid="ignore"):
-                wrong = np.flatnonzero(numbers.astype(dtype).astype(np.int64) != numbers)
-            if len(wrong):
+                wrong = numbers.astype(field.dtype).astype(np.int64) != numbers
+            if field.dtype.kind == "f":
+                wrong |= numbers >= 2 / np.finfo(field.dtype).eps  # read could not tell it
+            for n in np.flatnonzero(wrong)[:1]:
                 raise ValueError(
-                    f"row {int(at[wrong[0]])}: {int(numbers[wrong[0]])} does not fit {name}, "
-                    f"which is {dtype}"
+                    f"row {int(at[n])}: {int(numbers[n])} does not fit {field.name}, which is "
+                    f"{field.dtype}"
                 )
-        target = _resolve(records, self.count_name)
-        target[...] = counts.reshape(target.shape)
-        for j, column in enumerate(self._action_views(records)):
+        said, columns = self.list_arrays(records)
+        said[...] = counts
+        place = places(legal.rows, legal.starts).numpy()
+        for j, column in enumerate(columns):
             column[...] = 0
-            column[rows, places] = values[:, j]
+            column[rows, place] = values[:, j]
 
-    def _records(self, observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if not isinstance(observations, np.ndarray):
-            raise TypeError(f"write takes a NumPy array, got {type(observations).__name__}")
-        if observations.dtype == self.dtype and observations.ndim == 1:
-            return observations
-        if observations.ndim != 2 or (
-            observations.dtype != np.uint8 and observations.dtype != self._single
-        ):
-            raise TypeError(
-                f"observations must be (B, {self.dtype.itemsize}) uint8 or (B,) records, "
-                f"got {observations.shape} {observations.dtype}"
-            )
-        if observations.shape[1] * observations.itemsize != self.dtype.itemsize:
-            raise ValueError(
-                f"an observation has {observations.shape[1] * observations.itemsize} bytes, the "
-                f"layout {self.dtype.itemsize}"
-            )
-        if not len(observations):
-            return np.empty(0, self.dtype)
-        return observations.view(self.dtype)[:, 0]
+    def records(self, observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Observations as :meth:`write` takes them, as (B,) records that share their memory.
 
-    def _action_views(self, records: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        Raises:
+            TypeError: observations of a dtype that the layout does not fit.
+            ValueError: another number of bytes, or rows that are not contiguous.
+        """
+        return forms.as_records(observations, self.dtype, self._listing.single)
+
+    def list_arrays(
+        self, records: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
+        """Views of the list in (B,) records: counts (B,), and (B, K) a tuple value."""
+        counts = fields.resolve(records, self.count_name)
+        counts = counts[:, 0] if counts.ndim > 1 else counts
         if isinstance(self.action_names, str):
-            view = _resolve(records, self.action_names)
-            return [view[..., j] for j in range(view.shape[-1])]
-        return [_resolve(records, name) for name in self.action_names]
-
-    def _bytes(self, observations: Tensor) -> Tensor:
-        """(B, nbytes) uint8, contiguous, of observations in any of the forms that read takes."""
-        size = self.dtype.itemsize
-        if not isinstance(observations, Tensor):
-            raise TypeError(
-                f"observations must be a tensor, got {type(observations).__name__}; "
-                "torch.as_tensor(observations) shares an array's memory"
-            )
-        if observations.ndim != 2:
-            raise ValueError(f"observations must be (B, columns), got {tuple(observations.shape)}")
-        columns, dtype = observations.shape[1], observations.dtype
-        if dtype == torch.uint8 and columns == size:
-            return _as_bytes(observations)
-        if self._single is None or columns * self._single.itemsize != size:
-            # PufferLib emulates a Discrete as int32 and may call the whole int64 all the same, so
-            # here the bytes count, not the dtype.
-            if columns * observations.itemsize == size:
-                return _as_bytes(observations)
-            if self._single is None and dtype != torch.uint8:
-                raise TypeError(
-                    f"observations are {dtype}, but fields of several dtypes are read from bytes: "
-                    f"pass (B, {size}) uint8"
-                )
-            if self._single is None:
-                raise ValueError(f"observations have {columns} bytes, the layout {size}")
-            numbers = size // self._single.itemsize
-            raise ValueError(f"observations have {columns} columns, the layout {numbers}")
-        wanted = _TORCH_DTYPES[self._single]
-        if observations.dtype != wanted:
-            cast = observations.to(wanted)
-            changed = cast.to(dtype) != observations
-            changed |= _negative(cast) != _negative(observations)  # -1 and 255 are the same byte
-            if cast.is_floating_point() and observations.is_floating_point():
-                changed = cast.isinf() & observations.isfinite()  # else only less exact
-            if changed.any():
-                row, column = changed.nonzero()[0].tolist()
-                raise ValueError(
-                    f"row {row}, column {column}: {observations[row, column].item()} is no "
-                    f"{self._single}, the dtype of this layout"
-                )
-            observations = cast
-        return _as_bytes(observations)
-
-    def _whole(self, values: Tensor, name: str, rows: Tensor | None = None) -> Tensor:
-        """Integers from a field that may hold whole floats; ``rows`` as of each value."""
-        if values.is_floating_point():
-            broken = (values != values.floor()) | values.isinf()
-            if broken.any():
-                at = int(broken.nonzero()[0, 0])
-                row = at if rows is None else int(rows[at])
-                raise ValueError(
-                    f"row {row}: {name} holds {values[at].item()}, which is not a whole number"
-                )
-        return values.to(torch.int64)
-
-    def _find(self, name: str) -> Field:
-        if name not in self._fields:
-            self._fields[name] = self._look_up(name)
-        return self._fields[name]
-
-    def _look_up(self, name: str) -> Field:
-        record = np.zeros(1, self.dtype)
-        view = _resolve(record, name)
-        if view.dtype.names is not None:
-            raise TypeError(f"{name!r} is a struct; name one of its fields: {view.dtype.names}")
-        if view.dtype not in _TORCH_DTYPES:
-            raise TypeError(f"field {name!r} is {view.dtype}, which torch does not have")
-        offset = view.__array_interface__["data"][0] - record.__array_interface__["data"][0]
-        return Field(name, view.dtype, offset, view.shape[1:], view.strides[1:])
-
-    def _integer_field(self, name: str) -> Field:
-        field = self._find(name)
-        if field.dtype.kind in "iu":
-            return field
-        if field.dtype.kind == "f" and self._single is not None:
-            return field  # one dtype for all: the list is stored as whole floats
-        raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
-
-    def _columns(self, actions: str | Sequence[str]) -> list[Field]:
-        if isinstance(actions, str):
-            field = self._integer_field(actions)
-            if len(field.shape) != 2:
-                raise ValueError(
-                    f"field {actions!r} must be (K, H), it is {field.shape}; for a field a slot "
-                    "pass their names as a tuple"
-                )
-            return [
-                Field(
-                    f"{actions}[:, {j}]",
-                    field.dtype,
-                    field.offset + j * field.strides[1],
-                    field.shape[:1],
-                    field.strides[:1],
-                )
-                for j in range(field.shape[1])
-            ]
-        columns = [self._integer_field(name) for name in actions]
-        if not columns:
-            raise ValueError("actions names no field")
-        for column in columns:
-            if len(column.shape) != 1 or column.shape != columns[0].shape:
-                raise ValueError(
-                    f"the fields of a tuple must all be (K,): {columns[0].name!r} is "
-                    f"{columns[0].shape}, {column.name!r} is {column.shape}"
-                )
-        return columns
-
-    def _tuples_lie_together(self) -> bool:
-        """Whether the integers of a tuple follow one another, so that it is read in one piece."""
-        first = self.columns[0]
-        return first.dtype.kind in "iu" and all(
-            column.dtype == first.dtype
-            and column.offset == first.offset + j * first.dtype.itemsize
-            and column.strides == first.strides
-            for j, column in enumerate(self.columns)
-        )
+            view = fields.resolve(records, self.action_names)
+            return counts, [view[..., j] for j in range(view.shape[-1])]
+        return counts, [fields.resolve(records, name) for name in self.action_names]
 
     def __repr__(self) -> str:
         return (
@@ -534,26 +356,44 @@ class LegalLayout:
         )
 
 
-_LAYOUTS: list[LegalLayout] = []
-_HANDLES: dict[str, int] = {}
+def _all_within(actions: npt.NDArray[np.int64], limits: npt.NDArray[np.int64]) -> bool:
+    """Whether tuples (N, H) are all within a spec's limits (ids, H)."""
+    if not len(actions):
+        return True
+    unsigned = actions.view(np.uint64)  # a negative number is a very large one
+    if unsigned[:, 0].max() >= len(limits):
+        return False
+    return bool((unsigned < limits.view(np.uint64).take(actions[:, 0], axis=0)).all())
+
+
+# ---- operators of compiled graphs
+
+_NUMBERS = itertools.count()
+_HANDLES: dict[tuple[LegalLayout, ActionSpec | None], int] = {}
+_LAYOUTS: weakref.WeakValueDictionary[int, LegalLayout] = weakref.WeakValueDictionary()
+"""By handle. Those that share theirs are kept for good, as keys of _HANDLES."""
 
 
 @torch.library.custom_op(
-    "tcg_flatpolicy::read_distinct",
+    "tcg_flatpolicy::read",
     mutates_args=(),
-    schema="(Tensor observations, int layout) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor observations, int layout, bool distinct) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _read_distinct(
-    observations: Tensor, layout: int
+def _read_op(
+    observations: Tensor, layout: int, distinct: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(B, columns) -> actions (N, H), counts (B,), rows (N,), starts (B,), noop (H,), all int64."""
-    legal = _LAYOUTS[layout].read(observations).distinct()
+    of = _LAYOUTS[layout]
+    legal = of.read_distinct(observations) if distinct else of.read(observations)
     # No memory that is also an input's or the spec's: an operator must not return it.
     return legal.actions, legal.counts.clone(), legal.rows, legal.starts, legal.noop.clone()
 
 
-@_read_distinct.register_fake
-def _(observations: Tensor, layout: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@_read_op.register_fake
+def _(
+    observations: Tensor, layout: int, distinct: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tuples = torch.library.get_ctx().new_dynamic_size()
     values = len(_LAYOUTS[layout].columns)
     whole = functools.partial(observations.new_empty, dtype=torch.int64)
@@ -573,124 +413,6 @@ def _read_field(observations: Tensor, layout: int, name: str) -> Tensor:
 
 @_read_field.register_fake
 def _(observations: Tensor, layout: int, name: str) -> Tensor:
-    field = _LAYOUTS[layout]._find(name)
+    field = _LAYOUTS[layout].find(name)
     shape = (observations.shape[0], *field.shape)
     return observations.new_empty(shape, dtype=field.torch_dtype)
-
-
-def env_layers(env: Any) -> Iterator[Any]:
-    """An environment and what it wraps, through ``.driver_env`` and ``.env``, outermost first."""
-    seen: set[int] = set()
-    while env is not None and id(env) not in seen:
-        seen.add(id(env))
-        yield env
-        # A native PufferEnv is its own driver_env.
-        inner = [getattr(env, name, None) for name in ("driver_env", "env")]
-        env = next((one for one in inner if one is not None and id(one) not in seen), None)
-
-
-def env_attribute(env: Any, name: str) -> Any:
-    """The first layer's attribute of that name that is not None, or None."""
-    for layer in env_layers(env):
-        value = getattr(layer, name, None)
-        if value is not None:
-            return value
-    return None
-
-
-_NAMES = ["bool", "float16", "float32", "float64"]
-_NAMES += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-_TORCH_DTYPES: dict[np.dtype[Any], torch.dtype] = {
-    np.dtype(name): getattr(torch, name) for name in _NAMES
-}
-
-
-_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Signed integers by bytes."""
-
-
-def _resolve(records: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """The view of a dotted name; a name that itself has dots in it goes first."""
-    names = records.dtype.names
-    if names is None:
-        raise KeyError(f"no field {name!r}: {records.dtype} has no fields")
-    if name in names:
-        return records[name]
-    for end in reversed([place for place, letter in enumerate(name) if letter == "."]):
-        if name[:end] in names:
-            return _resolve(records[name[:end]], name[end + 1 :])
-    raise KeyError(f"no field {name!r}; there are {', '.join(names)}")
-
-
-def _single_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """The dtype of all numbers of a struct, if they share one and fill it without a gap."""
-    leaves = [_resolve(np.zeros(1, dtype), name) for name in _leaf_names(dtype)]
-    kinds = {leaf.dtype for leaf in leaves}
-    if len(kinds) == 1 and sum(leaf.nbytes for leaf in leaves) == dtype.itemsize:
-        return kinds.pop()
-    return None
-
-
-def _leaf_names(dtype: np.dtype[Any], prefix: str = "") -> Iterator[str]:
-    for name in dtype.names or ():
-        inner = dtype[name].base
-        if inner.names is None:
-            yield prefix + name
-        else:
-            yield from _leaf_names(inner, f"{prefix}{name}.")
-
-
-def _negative(numbers: Tensor) -> Tensor:
-    if numbers.dtype.is_signed:
-        return numbers < 0
-    return torch.zeros_like(numbers, dtype=torch.bool)  # torch compares not all unsigned integers
-
-
-def _as_bytes(observations: Tensor) -> Tensor:
-    """(B, columns) of any dtype as (B, nbytes) uint8."""
-    if not observations.is_contiguous() or observations.stride(-1) != 1:  # one column may have 0
-        observations = observations.clone(memory_format=torch.contiguous_format)
-    return observations.view(torch.uint8)
-
-
-def _view(data: Tensor, field: Field) -> Tensor:
-    """(B, *shape) of a field in (B, nbytes) uint8, without a copy where alignment allows it."""
-    size = field.dtype.itemsize
-    steps = (data.shape[1], *field.strides)
-    shape = (len(data), *field.shape)
-    if _aligned(data, field):
-        typed = data.view(-1).view(field.torch_dtype)
-        start = typed.storage_offset() + field.offset // size
-        return typed.as_strided(shape, [step // size for step in steps], start)
-    loose = data.as_strided((*shape, size), (*steps, 1), data.storage_offset() + field.offset)
-    # Not contiguous(): that keeps the odd address of what is contiguous already.
-    copy = loose.clone(memory_format=torch.contiguous_format)
-    return copy.view(field.torch_dtype).squeeze(-1)
-
-
-def _gather(data: Tensor, field: Field, at: Tensor, numbers: int) -> Tensor:
-    """(len(at), numbers) that follow one another, from each byte ``at`` behind the field's offset.
-
-    Each ``at`` is a multiple of whatever the row's bytes and the field's strides are multiples of.
-    """
-    size = field.dtype.itemsize * numbers
-    flat = data.view(-1)
-    steps = (data.storage_offset(), data.shape[1], field.offset, *field.strides)
-    if size in _SIGNED and _divides(size, *steps):
-        # torch indexes signed integers of every size, but not all unsigned and floating ones.
-        shift = size.bit_length() - 1  # quicker than to divide
-        words = flat.view(_SIGNED[size]).index_select(0, (at + field.offset) >> shift)
-    else:
-        windows = flat.as_strided((max(flat.numel() - size + 1, 0), size), (1, 1))
-        words = windows.index_select(0, at + field.offset)
-    return words.view(field.torch_dtype).view(len(at), numbers)
-
-
-def _aligned(data: Tensor, field: Field) -> bool:
-    return _divides(
-        field.dtype.itemsize, data.storage_offset(), data.shape[1], field.offset, *field.strides
-    )
-
-
-def _divides(size: int, *steps: int | torch.SymInt) -> bool:
-    return all(step % size == 0 for step in steps)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy.layout import LegalLayout, _resolve
+from tcg_flatpolicy.fields import resolve
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec, Entity, Index, OneOf, Primary, Role
 from tcg_flatpolicy.verify import CODES, Report
@@ -209,7 +210,7 @@ def observations(
         rng = np.random.default_rng(seed)
         data[:] = rng.integers(0, 256, data.shape, dtype=np.uint8)
     for name, dtype in fields.items():
-        view = _resolve(data.view(layout.dtype)[:, 0], name)
+        view = resolve(data.view(layout.dtype)[:, 0], name)
         if dtype == np.bool_ or dtype.kind == "f" or name in ranges:
             low, high = ranges.get(name, (0, 1) if dtype == np.bool_ else (-100, 100))
             _check_range(name, dtype, low, high)

@@ -172,7 +172,7 @@ def lists_for(draw: Draw, struct: Struct, largest: int = 2**63 - 2) -> Lists:
     """Lists that fit a struct, often with the largest values that its fields hold."""
 
     def most(dtype: np.dtype) -> int:
-        exact = np.iinfo(dtype).max if dtype.kind in "iu" else 2 ** (np.finfo(dtype).nmant + 1)
+        exact = np.iinfo(dtype).max if dtype.kind in "iu" else 2 ** (np.finfo(dtype).nmant + 1) - 1
         return min(int(exact), largest)
 
     columns = struct.views(np.zeros(1, struct.dtype))[1]

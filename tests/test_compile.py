@@ -180,9 +180,10 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
     env = Bandit(4)
     env.reset(seed=1)
     observations = torch.as_tensor(env.observations)
-    handle = env.legal_layout._handle
+    handle = env.legal_layout.handle
     check = torch.library.opcheck
-    check(layout._read_distinct, (observations, handle))
+    check(layout._read_op, (observations, handle, True))
+    check(layout._read_op, (observations, handle, False))
     check(layout._read_field, (observations, handle, "kind"))
 
     def floats(*shape: int) -> torch.Tensor:
@@ -235,4 +236,4 @@ def test_a_spec_with_other_names_is_another_layout() -> None:
         fp.LegalLayout.from_dtype(dtype, "n", "legal", spec=fp.ActionSpec(one))
         for one in (primaries, other, primaries)
     ]
-    assert layouts[0]._handle == layouts[2]._handle != layouts[1]._handle
+    assert layouts[0].handle == layouts[2].handle != layouts[1].handle

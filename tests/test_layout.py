@@ -1,7 +1,10 @@
 """Legal lists and fields in observations, against NumPy's own view of the same bytes."""
 
+import copy
 import itertools
+import pickle
 import re
+import sys
 from typing import Any
 
 import gymnasium
@@ -38,6 +41,12 @@ NUMBERS = [np.dtype(name) for name in [*INTEGERS, *FLOATS]]
 
 def layout_of(struct: Struct, spec: ActionSpec | None = None) -> LegalLayout:
     return LegalLayout.from_dtype(struct.dtype, struct.count, struct.actions, spec)
+
+
+def read_as(array: np.ndarray) -> np.ndarray:
+    """What a field is read as: torch has operations for few unsigned integers."""
+    wider = {"uint16": "int32", "uint32": "int64"}
+    return array.astype(wider.get(array.dtype.name, array.dtype))
 
 
 def put(struct: Struct, data: np.ndarray, lists: Lists, clear: bool = False) -> None:
@@ -113,11 +122,48 @@ def test_field_is_numpys_view(struct: Struct, rows: int, seed: int, how: str) ->
     records = records_in(data, struct.dtype)
     layout, observations = layout_of(struct), placed(data, how)
     for name in leaves(struct.dtype):
-        expected = numpy_view(records, name)
+        expected = read_as(numpy_view(records, name))
         field = layout.field(observations, name)
         assert str(field.dtype) == f"torch.{expected.dtype}"
         assert field.shape == expected.shape
         assert field.numpy().tobytes() == expected.tobytes()
+
+
+@settings(max_examples=150)
+@given(structs(), st.integers(0, 99), st.data())
+def test_list_view_says_where_read_finds_the_list(
+    struct: Struct, seed: int, data: st.DataObject
+) -> None:
+    """As a kernel reads it: integer by integer from bytes."""
+    lists = data.draw(lists_for(struct))
+    rows = random_bytes(np.random.default_rng(seed), struct.dtype, len(lists))
+    put(struct, rows, lists)
+    view = layout_of(struct).list_view()
+    assert all(type(n) is int for n in (view.row_bytes, view.room, *view.counts[:2]))
+
+    def number(row: int, offset: int, size: int, signed: bool) -> int:
+        raw = rows[row, offset : offset + size].tobytes()
+        return int.from_bytes(raw, sys.byteorder, signed=signed)
+
+    assert rows.shape[1] == view.row_bytes
+    assert view.room == struct.padding
+    found = [
+        [
+            tuple(number(row, c.offset + n * c.stride, c.size, c.signed) for c in view.columns)
+            for n in range(number(row, *view.counts))
+        ]
+        for row in range(len(rows))
+    ]
+    assert found == lists
+    assert found == layout_of(struct).read(torch.from_numpy(rows)).to_lists()
+    dtypes = [v.dtype.kind == "i" for v in struct.views(np.zeros(1, struct.dtype))[1]]
+    assert [c.signed for c in view.columns] == dtypes
+
+
+def test_a_list_of_floats_has_no_list_view() -> None:
+    layout = LegalLayout.from_dtype(FLOATING, "n", "legal")
+    with pytest.raises(TypeError, match=r"^field 'n' must be integers, it is float32$"):
+        layout.list_view()
 
 
 @given(structs())
@@ -131,7 +177,8 @@ def test_fields_are_all_the_numbers(struct: Struct) -> None:
         assert field.dtype == view.dtype
         assert field.shape == view.shape[1:]
         assert field.numbers == view.size
-        assert str(field.torch_dtype) == f"torch.{view.dtype}"
+        assert str(field.torch_dtype) == f"torch.{read_as(view).dtype}"
+        assert str(field.stored) == f"torch.{view.dtype}"
         assert field.offset == view.__array_interface__["data"][0] - record.ctypes.data
     names = {struct.actions} if isinstance(struct.actions, str) else set(struct.actions)
     assert {name for name, field in found.items() if layout.is_legal_list(field)} == {
@@ -214,7 +261,7 @@ def test_a_single_observation() -> None:
     records = records_in(data, dtype)
     assert layout.read(observation).to_lists() == [[(7, 8), (9, 10)]]
     for name in ("hp", "n", "legal"):
-        assert layout.field(observation, name).numpy().tobytes() == records[name].tobytes()
+        assert layout.field(observation, name).numpy().tobytes() == read_as(records[name]).tobytes()
 
 
 def test_no_observations() -> None:
@@ -279,9 +326,9 @@ def test_observations_of_one_dtype(dtype: np.dtype, data: st.DataObject) -> None
         numbers = placed(as_numbers(rows, dtype), how)
         assert layout.read(numbers).to_lists() == lists
         for name in leaves(struct.dtype):
-            expected = numpy_view(records_in(rows, struct.dtype), name)
+            expected = read_as(numpy_view(records_in(rows, struct.dtype), name))
             field = layout.field(numbers, name)
-            assert str(field.dtype) == f"torch.{dtype}"
+            assert str(field.dtype) == f"torch.{expected.dtype}"
             assert field.shape == expected.shape
             assert field.numpy().tobytes() == expected.tobytes()
 
@@ -312,9 +359,8 @@ def test_one_dtype_given_as_another(
     given_as = placed(torch.from_numpy(numbers).to(getattr(torch, other)), how)
     assert layout.read(given_as).to_lists() == lists
     for name in leaves(struct.dtype):
-        field = layout.field(given_as, name)
-        assert str(field.dtype) == f"torch.{dtype}"
-        np.testing.assert_array_equal(field.numpy(), numpy_view(records, name), strict=True)
+        expected = read_as(numpy_view(records, name))
+        np.testing.assert_array_equal(layout.field(given_as, name).numpy(), expected, strict=True)
 
 
 FLOATING = np.dtype([("n", "f4"), ("hp", "f4", (2,)), ("legal", "f4", (3, 2))])
@@ -363,10 +409,12 @@ def test_numbers_that_the_dtype_does_not_hold_raise() -> None:
     observations = torch.zeros(2, 9, dtype=torch.float64)
     for broken in (0.5, float("nan"), float("inf"), 2.0**31, -1e30):
         observations[1, 2] = broken
-        message = re.escape(f"row 1, column 2: {broken} is no int32, the dtype of this layout")
-        with pytest.raises(ValueError, match=f"^{message}$"):
+        message = re.escape(
+            f"row 1: hp[1] is {broken}, which is no int32, the dtype of this layout"
+        )
+        with pytest.raises(ValueError, match=f"^{message}; .* cast the observations"):
             layout.read(observations)
-    with pytest.raises(ValueError, match=r"^row 0, column 1: 4294967296 is no int32"):
+    with pytest.raises(ValueError, match=r"^row 0: hp\[0\] is 4294967296, which is no int32"):
         layout.read(torch.tensor([[0, 2**32, 0, 0, 0, 0, 0, 0, 0]]))
 
 
@@ -475,12 +523,18 @@ def test_numbers_beyond_int64_raise() -> None:
     records["n"][1] = 1
     records["legal"][1, 0] = [0, 2**63]
     data = torch.from_numpy(records.view(np.uint8).reshape(2, -1))
-    with pytest.raises(ValueError, match=r"^row 1: "):
-        layout.read(data)
-    records["legal"][1, 0] = 0
-    records["n"][1] = 2**64 - 1
-    with pytest.raises(ValueError, match=r"^row 1: n says "):
-        layout.read(data)
+    for spec in (None, ActionSpec.from_nvec([2, 2])):
+        layout = LegalLayout.from_dtype(dtype, "n", "legal", spec)
+        records["n"][1], records["legal"][1, 0] = 1, [0, 2**63]
+        for how in PLACEMENTS[:2]:
+            words = rf"^row 1: legal\[:, 1\] holds {2**63}, beyond int64"
+            with pytest.raises(ValueError, match=words):
+                layout.read(placed(data, how))
+        records["legal"][1, 0] = 0
+        records["n"][1] = 2**64 - 1
+        for how in PLACEMENTS[:2]:
+            with pytest.raises(ValueError, match=rf"^row 1: n says {2**64 - 1} legal actions, out"):
+                layout.read(placed(data, how))
 
 
 def test_an_empty_row_plays_the_specs_noop() -> None:
@@ -590,6 +644,97 @@ def test_records_in_a_column_are_refused_not_mixed_up(rows: int) -> None:
     assert not records["legal"].any()
 
 
+@pytest.mark.parametrize("one_dtype", [True, False])
+def test_rows_that_do_not_follow_one_another_are_refused_with_the_way_out(one_dtype: bool) -> None:
+    layout = LegalLayout.from_dtype(WHOLE if one_dtype else ONE_FIELD, "n", "legal")
+    kind, width = (np.int32, 9) if one_dtype else (np.uint8, ONE_FIELD.itemsize)
+    lists: Lists = [[(1,) * len(layout.columns)], [], []]
+    for observations in (
+        np.zeros((3, width), kind, order="F"),
+        np.zeros((3, 2 * width), kind)[:, ::2],
+        np.zeros((3, width), kind)[:, ::-1],
+    ):
+        with pytest.raises(ValueError, match=r"do not follow .* np\.ascontiguousarray\(observ"):
+            layout.write(observations, lists)
+        assert not observations.any()
+        contiguous = np.ascontiguousarray(observations)
+        layout.write(contiguous, lists)
+        assert layout.read(torch.from_numpy(contiguous)).to_lists() == lists
+
+
+def test_read_only_observations_are_refused_with_the_way_out() -> None:
+    layout = LegalLayout.from_dtype(ONE_FIELD, "n", "legal")
+    for observations in (np.zeros((1, ONE_FIELD.itemsize), np.uint8), np.zeros(1, ONE_FIELD)):
+        observations.flags.writeable = False
+        with pytest.raises(ValueError, match=r"^observations are read-only, .*\.copy\(\)$"):
+            layout.write(observations, [[(1, 2, 3)]])
+        layout.write(observations.copy(), [[(1, 2, 3)]])
+
+
+# ---- fields as torch can use them
+
+
+def test_wide_unsigned_fields_can_be_used() -> None:
+    dtype = np.dtype(
+        [("a", "u2", 2), ("b", "u4"), ("c", "u8"), ("n", "u1"), ("legal", "u1", (2, 1))]
+    )
+    layout = LegalLayout.from_dtype(dtype, "n", "legal")
+    records = np.zeros(2, dtype)
+    records["a"], records["b"], records["c"] = 65535, 2**32 - 1, 2**64 - 1
+    observations = torch.from_numpy(records.view(np.uint8).reshape(2, -1))
+    a, b, c = (layout.field(observations, name) for name in "abc")
+    assert a.dtype == torch.int32
+    assert (a + 1).tolist() == [[65536, 65536]] * 2
+    assert b.dtype == torch.int64
+    assert (b + 1)[torch.tensor([1])].tolist() == [2**32]
+    assert c.dtype == torch.uint64
+    assert c.tolist() == [2**64 - 1] * 2
+    assert c.view(torch.int64).tolist() == [-1, -1]
+    assert c.double().tolist() == [2.0**64] * 2
+
+
+def test_another_byte_order_is_refused_with_the_way_out() -> None:
+    other = {"little": ">", "big": "<"}[sys.byteorder]
+    dtype = np.dtype([("hp", "i2", 2), ("n", "u1"), ("legal", "u2", (2, 2))])
+    swapped = dtype.newbyteorder(other)
+    with pytest.raises(TypeError, match=r"^field 'legal' is .u2, not in this .*newbyteorder"):
+        LegalLayout.from_dtype(swapped, "n", "legal")
+    mixed = np.dtype([("hp", f"{other}i2"), ("n", "u1"), ("legal", "u1", (2, 2))])
+    layout = LegalLayout.from_dtype(mixed, "n", "legal")
+    observations = torch.zeros(1, mixed.itemsize, dtype=torch.uint8)
+    assert layout.read(observations).to_lists() == [[]]
+    with pytest.raises(TypeError, match=r"^field 'hp' is .i2, not in this .*newbyteorder"):
+        layout.field(observations, "hp")
+    records = np.zeros(1, swapped)
+    records["n"], records["legal"][0, 0], records["hp"] = 1, [258, 3], [4, 259]
+    native = swapped.newbyteorder("=")
+    layout = LegalLayout.from_dtype(native, "n", "legal")
+    observations = torch.from_numpy(records.astype(native).view(np.uint8).reshape(1, -1))
+    assert layout.read(observations).to_lists() == [[(258, 3)]]
+    assert layout.field(observations, "hp").tolist() == [[4, 259]]
+
+
+# ---- equal layouts
+
+
+def test_layouts_are_equal_by_what_they_say_of_bytes() -> None:
+    one = LegalLayout.from_dtype(BY_SLOT, "mask.count", SLOTS)
+    same = [
+        LegalLayout.from_dtype(BY_SLOT.descr, "mask.count", list(SLOTS), SPEC),
+        one.with_spec(SPEC),
+        copy.deepcopy(one),
+        pickle.loads(pickle.dumps(one.with_spec(SPEC))),
+    ]
+    assert {one, *same} == {one}
+    for other in (
+        LegalLayout.from_dtype(BY_SLOT, "mask.count", SLOTS[::-1]),
+        LegalLayout.from_dtype(ONE_FIELD, "n", "legal"),
+        LegalLayout.from_dtype(np.dtype([*BY_SLOT.descr, ("more", "u1")]), "mask.count", SLOTS),
+        "mask.count",
+    ):
+        assert one != other
+
+
 # ---- what a layout refuses
 
 OTHERS = np.dtype(
@@ -624,6 +769,13 @@ OTHERS = np.dtype(
         (OTHERS, "n", "a", ValueError, r"^field 'a' must be \(K, H\), it is \(3,\); .* a tuple$"),
         (OTHERS, "n", (), ValueError, r"^actions names no field$"),
         (
+            [("n", "i4"), ("legal", "i2", (3, 0))],
+            "n",
+            "legal",
+            ValueError,
+            r"^field 'legal' is \(3, 0\): its tuples have no values$",
+        ),
+        (
             OTHERS,
             "n",
             ("a", "b"),
@@ -632,7 +784,7 @@ OTHERS = np.dtype(
         ),
         (OTHERS, "n", ("legal", "a"), ValueError, r"'legal' is \(3, 2\), 'legal' is \(3, 2\)$"),
         (OTHERS, "n", ("a", "me.hp"), ValueError, r"'a' is \(3,\), 'me\.hp' is \(\)$"),
-        ([("n", ">i4"), ("legal", "i2", (3, 2))], "n", "legal", TypeError, r"^field 'n' is >i4, w"),
+        ([("n", ">i4"), ("legal", "i2", (3, 2))], "n", "legal", TypeError, r"^field 'n' is >i4, n"),
     ],
 )
 def test_from_dtype_errors(
@@ -655,18 +807,83 @@ def test_a_field_that_torch_does_not_have_blocks_no_other() -> None:
         list(layout.fields())
 
 
-def test_wider_floats_are_read_as_narrower_ones() -> None:
+@pytest.mark.parametrize(
+    ("given", "stored", "value"),
+    [
+        ("float64", "float32", 16777217.0),
+        ("float64", "float32", 0.1),
+        ("float32", "float16", 2049.0),
+        ("float32", "float16", 1e6),
+        ("int64", "float32", 2**24 + 1),
+        ("int64", "float32", 2**63 - 1),
+        ("int64", "float64", 2**63 - 1),
+        ("int32", "float16", 2**31 - 1),
+        ("int16", "float16", 2049),
+    ],
+)
+def test_a_number_that_the_layout_would_round_is_refused(
+    given: str, stored: str, value: float
+) -> None:
+    dtype = np.dtype([("x", stored, 2), ("n", stored), ("legal", stored, (2, 1))])
+    layout = LegalLayout.from_dtype(dtype, "n", "legal")
+    observations = torch.zeros(2, 5, dtype=getattr(torch, given))
+    observations[1, 1] = value
+    words = rf"^row 1: x\[1\] is {re.escape(str(value))}, which is no {stored}, .*cast the observ"
+    for read in (layout.read, lambda o: layout.field(o, "x"), layout.as_bytes):
+        with pytest.raises(ValueError, match=words):
+            read(observations)
+
+
+def test_what_a_narrower_float_holds_exactly_is_read() -> None:
     layout = LegalLayout.from_dtype(
-        [("x", "f4", 2), ("n", "f4"), ("legal", "f4", (2, 1))], "n", "legal"
+        [("x", "f4", 3), ("n", "f4"), ("legal", "f4", (2, 1))], "n", "legal"
     )
-    observations = torch.tensor([[0.1, float("nan"), 1, 3, 0]], dtype=torch.float64)
+    nan, inf = float("nan"), float("inf")
+    observations = torch.tensor([[0.5, nan, -inf, 1, 3, 0]], dtype=torch.float64)
     assert layout.read(observations).to_lists() == [[(3,)]]
-    assert layout.field(observations, "x")[0, 0] == torch.tensor(0.1)
+    expected = torch.tensor([[0.5, nan, -inf]])
+    torch.testing.assert_close(layout.field(observations, "x"), expected, equal_nan=True)
+
+
+@given(st.sampled_from(["bfloat16", "float16", "float32"]), st.sampled_from(["int64", "float64"]))
+def test_the_list_in_floats_is_read_up_to_what_they_tell_apart(given_as: str, stored: str) -> None:
+    """(1, 2051) in half precision is (1, 2052), an action of another number."""
+    dtype = getattr(torch, given_as)
+    layout = LegalLayout.from_dtype([("n", stored), ("legal", stored, (2, 2))], "n", "legal")
+    # By torch itself: the first number that another one is rounded to.
+    most = next(e for e in range(70) if torch.tensor(2**e + 1).to(dtype).double() == 2.0**e)
+    for value in (2**most - 1, 1):
+        observations = torch.tensor([[0, 0, 0, 0, 0], [2, 0, 0, 1, value]]).to(dtype)
+        assert layout.read(observations).to_lists() == [[], [(0, 0), (1, value)]]
+    for value in (2**most, 2**most + 1, 2**most + 3, 2 ** (most + 2)):
+        observations = torch.tensor([[0, 0, 0, 0, 0], [2, 0, 0, 1, value]]).to(dtype)
+        words = rf"^row 1: legal\[:, 1\] holds \d+, .*{given_as} counts exactly below {2**most} "
+        with pytest.raises(ValueError, match=words):
+            layout.read(observations)
+        observations[1, 0] = 1  # in the padding it does not matter
+        assert layout.read(observations).to_lists() == [[], [(0, 0)]]
+
+
+def test_a_count_that_may_have_been_rounded_is_refused() -> None:
+    layout = LegalLayout.from_dtype([("n", "i4"), ("legal", "i4", (300, 1))], "n", "legal")
+    observations = torch.zeros(2, 301, dtype=torch.bfloat16)
+    observations[1, 0] = 257  # 256 in bfloat16
+    with pytest.raises(ValueError, match=r"^row 1: n holds 256, which may be another number"):
+        layout.read(observations)
+    assert layout.read(observations.int()).counts.tolist() == [0, 256]
+
+
+def test_a_float_beyond_int64_is_named() -> None:
+    layout = LegalLayout.from_dtype(FLOATING, "n", "legal", ActionSpec.from_nvec([9, 9]))
+    observations = two_floating()
+    observations[0, 3] = 1e30
+    with pytest.raises(ValueError, match=r"^row 0: legal\[:, 0\] holds 1\.0\d*e\+30, which is not"):
+        layout.read(observations)
 
 
 def test_a_sign_is_not_lost_in_a_layout_without() -> None:
     layout = LegalLayout.from_dtype([("n", "u1"), ("legal", "u1", (2, 1))], "n", "legal")
-    with pytest.raises(ValueError, match="row 0, column 1: -1 is no uint8"):
+    with pytest.raises(ValueError, match=r"row 0: legal\[0, 0\] is -1, which is no uint8"):
         layout.read(torch.tensor([[1, -1, 0]], dtype=torch.int8))
 
 
@@ -939,6 +1156,27 @@ def test_from_a_native_environment() -> None:
         np.testing.assert_array_equal(state.numpy(), records["state"], strict=True)
 
 
+class Native:
+    """A native environment that says of itself that it is an emulated console."""
+
+    observation_dtype = ONE_FIELD
+    action_spec = SPEC
+
+    def __init__(self, emulated: Any) -> None:
+        self.emulated = emulated
+
+
+@pytest.mark.parametrize(
+    "said", [{"console": "gba"}, True, {"emulated_observation_dtype": BY_SLOT}]
+)
+def test_an_attribute_emulated_is_no_emulation(said: Any) -> None:
+    env = Native(said)
+    for layer in (env, Around(env)):
+        layout = LegalLayout.from_env(layer, "n", "legal")
+        assert layout.dtype == ONE_FIELD
+        assert layout.spec is SPEC
+
+
 def test_from_env_without_a_structured_observation() -> None:
     message = (
         r"has no structured observation: it is neither emulated from a Dict space nor has an "
@@ -971,5 +1209,5 @@ def test_a_number_that_becomes_infinite_is_refused() -> None:
     dtype = np.dtype([("x", np.float32), ("n", np.float32), ("a", np.float32, (2, 1))])
     layout = LegalLayout.from_dtype(dtype, "n", "a")
     observations = torch.tensor([[1e300, 1.0, 0.0, 0.0]], dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"row 0, column 0: 1e\+300 is no float32"):
+    with pytest.raises(ValueError, match=r"row 0: x is 1e\+300, which is no float32"):
         layout.read(observations)

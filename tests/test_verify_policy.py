@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy import testing
-from tcg_flatpolicy.layout import env_attribute
 from tcg_flatpolicy.verify import Report
 from tcg_flatpolicy.verify import policy as audit
 from tcg_flatpolicy.verify.policy import audit_policy
+from tcg_flatpolicy.wrapping import env_attribute
 from tests.broken import AEC, Parallel, Solo
 from tests.broken import SPEC as DUEL_SPEC
 from tests.games import BANDIT_SPEC, CARDS, ROOM, Bandit, BanditEncoder

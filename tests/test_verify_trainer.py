@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.layout import env_attribute
 from tcg_flatpolicy.verify import trainer as audit
 from tcg_flatpolicy.verify.trainer import audit_trainer
+from tcg_flatpolicy.wrapping import env_attribute
 from tests.broken import SPEC as DUEL_SPEC
 from tests.broken import Solo
 from tests.games import BANDIT_SPEC, Bandit, BanditEncoder

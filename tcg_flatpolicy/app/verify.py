@@ -14,7 +14,7 @@ from tcg_flatpolicy.app.load import load, one_line
 from tcg_flatpolicy.app.settings import GAME, Settings
 from tcg_flatpolicy.app.train import make_policy, trained_policy
 from tcg_flatpolicy.heads import HEADS
-from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.provenance import write_whole
 from tcg_flatpolicy.puffer import Policy
 from tcg_flatpolicy.spec import ActionSpec
@@ -22,6 +22,7 @@ from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env
 from tcg_flatpolicy.verify.findings import Report, merged
 from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows, meaning
+from tcg_flatpolicy.wrapping import env_attribute
 
 ESSENCE_WARS = "essence_wars"
 """Name of `GAME` on the command line."""

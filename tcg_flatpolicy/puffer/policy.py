@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.heads import HeadFactory
-from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.memory import Carried
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.wrapping import env_attribute
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -39,10 +39,12 @@ from typing import Any, Protocol, TypeAlias
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tcg_flatpolicy.layout import LegalLayout, _resolve, env_layers
-from tcg_flatpolicy.legal import _as_tensor
+from tcg_flatpolicy.fields import resolve
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.spec import ActionSpec, IntArray
+from tcg_flatpolicy.wrapping import env_layers, is_emulation, layer_with, steps_emulated
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Row: TypeAlias = int | str
@@ -160,9 +162,8 @@ class PufferAdapter(Adapter):
     """A native PufferEnv, or one environment under PufferLib's emulation; read from its buffers."""
 
     def __init__(self, env: Any) -> None:
-        emulated = bool(getattr(env, "emulated", False))
         super().__init__(env, range(env.num_agents), single_agent=_wraps_single_agent(env))
-        self._emulated = emulated
+        self._emulated = steps_emulated(env)
 
     def reset(self, seed: int | None) -> Shown:
         """As `Adapter.reset`."""
@@ -195,6 +196,7 @@ class VectorAdapter(Adapter):
                 "agents at a time; audit it with batch_size=num_envs"
             )
         super().__init__(env, range(env.num_agents), single_agent=_wraps_single_agent(env))
+        self._emulated = steps_emulated(env)
         self.parts = []
         if hasattr(env, "envs"):  # Serial; the driver of a Multiprocessing one is never stepped
             sizes = [part.num_agents for part in env.envs]
@@ -224,7 +226,7 @@ class VectorAdapter(Adapter):
         observations, _, terminals, truncations, *_, infos, _, masks = received
         live = np.array(masks, dtype=bool)
         ended = np.asarray(terminals, bool) | np.asarray(truncations, bool)
-        if self.env.emulated:
+        if self._emulated:
             live &= ~ended
         ended &= live & (not fresh)
         return Shown(observations, [{}] * len(self), live, fresh, _illegal_in(infos), ended)
@@ -385,12 +387,12 @@ class Engine:
         self.knows_legality = bool(self._is_legal)
         self.forks = bool(self._fork)
         self.counts_illegal = bool(self._parts) and all(
-            _layer_with(part, "illegal_actions") is not None for part in self._parts
+            layer_with(part, "illegal_actions") is not None for part in self._parts
         )
 
     def _methods(self, name: str, *arguments: str) -> list[Callable[..., Any]]:
         """The method of each part, given a row by its number; none at all if one part lacks it."""
-        layers = [_layer_with(part, name) for part in self._parts]
+        layers = [layer_with(part, name) for part in self._parts]
         if not all(callable(getattr(layer, name, None)) for layer in layers):
             return []
         sizes = zip(layers, self._sizes, strict=True)
@@ -628,20 +630,22 @@ class LayoutReader(_PaddedReader):
                 )
             blank = self._blank = np.zeros_like(flat)
             observations = np.stack([blank if o is None else o for o in observations])
-        data = self.layout._bytes(_as_tensor(observations.reshape(len(observations), -1)))
-        records: npt.NDArray[Any] = data.numpy().view(self.layout.dtype)[:, 0]
+        rows = np.require(observations.reshape(len(observations), -1), requirements=["C", "W"])
+        records: npt.NDArray[Any] = (
+            self.layout.as_bytes(torch.from_numpy(rows)).numpy().view(self.layout.dtype)[:, 0]
+        )
         return records
 
     def read(self, shown: Shown) -> Lists:
         """As `Reader.read`."""
         records = self._records(shown)
-        said = _resolve(records, self.layout.count_name).reshape(len(records))
-        columns = [np.array(view) for view in self.layout._action_views(records)]
+        said, views = self.layout.list_arrays(records)
+        columns = [np.array(view) for view in views]
         return self._from_padded(said, columns, shown.live, self._most_count)
 
     def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
         """As `Reader.field`."""
-        return _resolve(self._records(shown), name)
+        return resolve(self._records(shown), name)
 
 
 class NamesReader(_PaddedReader):
@@ -758,7 +762,7 @@ def reader_for(
     if legal_actions is not None:
         return CallableReader(legal_actions, spec.slots)
     if layout is None:
-        layer = _layer_with(env, "legal_layout")
+        layer = layer_with(env, "legal_layout")
         layout = None if layer is None else layer.legal_layout
     if isinstance(layout, Sequence):
         keys = [layout] if isinstance(layout, str) else list(layout)
@@ -768,8 +772,7 @@ def reader_for(
                 "of a Dict observation"
             )
         count, actions = keys
-        emulated = any(isinstance(getattr(e, "emulated", None), dict) for e in env_layers(env))
-        if not emulated:
+        if not any(map(is_emulation, env_layers(env))):
             return NamesReader(count, actions)
         layout = LegalLayout.from_env(env, count, actions)
     if layout is None:
@@ -782,11 +785,6 @@ def reader_for(
             f"the layout's tuples have {len(layout.columns)} values, the spec's {1 + spec.slots}"
         )
     return LayoutReader(layout)
-
-
-def _layer_with(env: Any, name: str) -> Any:
-    """The outermost layer that has an attribute of that name which is not None, or None."""
-    return next((e for e in env_layers(env) if getattr(e, name, None) is not None), None)
 
 
 def _asking(layer: Any, name: str, arguments: tuple[str, ...], agents: int) -> Callable[..., Any]:
@@ -819,7 +817,7 @@ def _takes(method: Callable[..., Any], count: int) -> bool:
 
 
 def _illegal_count(env: Any) -> int:
-    layer = _layer_with(env, "illegal_actions")
+    layer = layer_with(env, "illegal_actions")
     return 0 if layer is None else int(layer.illegal_actions)
 
 
@@ -836,7 +834,7 @@ def _dicts(infos: Any) -> list[dict[str, Any]]:
 def _wraps_single_agent(env: Any) -> bool:
     """Whether it is PufferLib's emulation of a gymnasium.Env, whose one agent always acts."""
     driver = getattr(env, "driver_env", env)
-    return bool(getattr(driver, "emulated", False)) and isinstance(driver, gymnasium.Env)
+    return steps_emulated(driver) and isinstance(driver, gymnasium.Env)
 
 
 def _sent(actions: npt.NDArray[Any], space: Any) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.spec import ActionSpec, IntArray
 from tcg_flatpolicy.verify.adapters import (
     Adapter,
@@ -35,6 +35,7 @@ from tcg_flatpolicy.verify.adapters import (
     reader_for,
 )
 from tcg_flatpolicy.verify.findings import Report
+from tcg_flatpolicy.wrapping import env_attribute
 
 REPLAYED_STEPS = 500
 """Most steps that are played again to compare lists."""

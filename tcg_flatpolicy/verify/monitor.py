@@ -10,9 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy.layout import Field, LegalLayout, env_attribute
+from tcg_flatpolicy.fields import Field
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.spec import ActionSpec, IntArray
 from tcg_flatpolicy.verify.findings import Report
+from tcg_flatpolicy.wrapping import env_attribute
 
 NEAREST = 5
 """How many legal tuples a message names."""
@@ -342,7 +344,8 @@ class LegalityMonitor:
         else:
             # torch shares no array that is read-only.
             tensor = torch.from_numpy(np.require(observations, requirements="W"))
-        return self.layout._bytes(tensor).numpy()
+        data: npt.NDArray[np.uint8] = self.layout.as_bytes(tensor).numpy()
+        return data
 
     def _clipped(self, counts: IntArray) -> IntArray:
         """Counts within 0..K, of some that are not."""

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.encoders import Encoding, FieldEncoder
-from tcg_flatpolicy.layout import LegalLayout, env_attribute
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, LegalNormal, RecurrentPolicy
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
+from tcg_flatpolicy.wrapping import env_attribute
 
 SEGMENT = 16
 """Steps of a segment: a recurrent policy starts each from a zero state, as in PuffeRL."""
@@ -640,7 +641,7 @@ class _Audit:
         lists = [[row[i] for i in self.random.permutation(len(row))] for row in legal.to_lists()]
         try:
             self.layout.write(permuted, lists)
-            columns = self.layout._action_views(self.layout._records(padded))
+            _, columns = self.layout.list_arrays(self.layout.records(padded))
         except TypeError as error:
             self.report.skip(ORDER, f"lists cannot be rewritten in these observations: {error}")
             return

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.layout import LegalLayout, env_layers
+from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
 from tcg_flatpolicy.verify.policy import Asked, exploration_changed, in_words, meaning
+from tcg_flatpolicy.wrapping import env_layers
 
 RATIO_TOLERANCE = 1e-3
 """How far the importance ratio may be from 1 before the first update."""

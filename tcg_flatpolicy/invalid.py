@@ -1,0 +1,75 @@
+"""Listed tuples outside the spec, left out of the list, counted, and warned of.
+
+Shapes: N legal tuples in the whole batch, H = 1 + slots values in a tuple.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.spec import ActionSpec
+
+
+class InvalidActionWarning(UserWarning):
+    """A listed tuple was dropped, since it is not within the spec."""
+
+
+class Dropped:
+    """What was dropped, of one policy: give it to `LegalLayout.with_spec`.
+
+    Attributes:
+        count: how many listings were dropped, each time that they were read.
+        kinds: (primary, slot) of each kind that was warned of; the slot is the first with a wrong
+            value, 0 where the primary is not one of the spec's.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kinds: set[tuple[int, int]] = set()
+
+    def drop(self, legal: LegalActions, spec: ActionSpec) -> LegalActions:
+        """The lists without what is outside the spec; warns once of each kind.
+
+        Raises:
+            ValueError: a list that becomes empty, naming the row and its first tuple.
+        """
+        limits = torch.as_tensor(spec.limits, device=legal.actions.device)
+        known = legal.actions[:, 0].clamp(0, len(limits) - 1)
+        wrong = (legal.actions < 0) | (legal.actions >= limits.index_select(0, known))
+        drop = wrong.any(1)
+        if not drop.any():
+            return legal
+        keep = ~drop
+        rows = legal.rows[keep]
+        counts = torch.zeros_like(legal.counts).index_add_(0, rows, torch.ones_like(rows))
+        emptied = (counts == 0) & (legal.counts > 0)
+        if emptied.any():
+            at = int(legal.starts[emptied][0])
+            raise ValueError(
+                f"{_described(legal, at, spec)}; nothing else in the row's list is within the "
+                "spec, so dropping it leaves no legal action"
+            )
+        listings = drop.nonzero()[:, 0]
+        primaries = legal.actions[listings, 0].tolist()
+        kinds = list(zip(primaries, wrong[listings].int().argmax(1).tolist(), strict=True))
+        new = {kind: int(listings[kinds.index(kind)]) for kind in set(kinds) - self.kinds}
+        self.count += len(listings)
+        self.kinds |= new.keys()
+        for at in sorted(new.values()):
+            warnings.warn(
+                f"{_described(legal, at, spec)}. It is dropped, as later ones of this kind are, "
+                "without a warning",
+                InvalidActionWarning,
+                stacklevel=2,
+            )
+        return LegalActions.trusted(legal.actions[keep], counts, legal.noop, spec.nvec.tolist())
+
+
+def _described(legal: LegalActions, at: int, spec: ActionSpec) -> str:
+    """Tuple ``at`` of the batch, and what is wrong with it."""
+    row, action = int(legal.rows[at]), legal.actions[at].tolist()
+    place = at - int(legal.starts[row])
+    return f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"
