@@ -15,6 +15,7 @@ from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.encoders import Encoder, Encoding, FieldEncoder
 from tcg_flatpolicy.exploration import Exploration
 from tcg_flatpolicy.heads import HeadFactory, decide, make_head
+from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.memory import LSTM, Carried, no_memory
 from tcg_flatpolicy.operators import wide
@@ -45,11 +46,13 @@ class ActorCritic(nn.Module):
         width: of the head's hidden layer.
         recurrent: whether there is an LSTM, as wide as the encoder.
         first_step: name of a field that is not 0 in a game's first step, where the LSTM forgets.
+        invalid: what a listed tuple outside the spec does: "raise", or "drop", which leaves it out
+            of the list, counts it in ``dropped`` and warns once of each kind.
 
     Raises:
         KeyError: no field named first_step.
         TypeError: an encoder that does not declare its sizes.
-        ValueError: a spec that does not fit the layout, an Entity that the encoder does not embed,
+        ValueError: an unknown ``invalid``, a spec that does not fit the layout, an Entity that the encoder does not embed,
             a head of unknown name, or a first_step that is not one number or has no LSTM to clear.
     """
 
@@ -64,10 +67,13 @@ class ActorCritic(nn.Module):
         width: int = 64,
         recurrent: bool = False,
         first_step: str | None = None,
+        invalid: str = "raise",
     ) -> None:
         super().__init__()
+        if invalid not in ("raise", "drop"):
+            raise ValueError(f"invalid must be 'raise' or 'drop', got {invalid!r}")
         self.spec = spec
-        self.layout = layout.with_spec(spec)
+        self.layout = layout.with_spec(spec, Dropped() if invalid == "drop" else None)
         self.encoder = encoder or FieldEncoder(self.layout, hidden_size)
         if not isinstance(self.encoder, Encoder):
             raise TypeError(
@@ -120,6 +126,11 @@ class ActorCritic(nn.Module):
     def epsilon(self) -> float:
         """Share of draws that are uniform, rounded to float32; explore() sets it."""
         return self.exploration.settings.epsilon
+
+    @property
+    def dropped(self) -> int:
+        """How many listings outside the spec were left out, each time that they were read."""
+        return self.layout.dropped.count if self.layout.dropped else 0
 
     def forward(self, observations: Tensor, carried: Carried | None = None) -> Any:
         """Decides one step or whole segments.

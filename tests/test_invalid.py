@@ -3,15 +3,19 @@
 import copy
 import pickle
 import warnings
+from typing import Any
 
 import numpy as np
+import pufferlib.vector
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tcg_flatpolicy as fp
 from tcg_flatpolicy import ActionSpec, Index, LegalLayout, Primary
 from tcg_flatpolicy.invalid import Dropped, InvalidActionWarning
+from tests.games import CARDS, Bandit, BanditEncoder
 from tests.strategies import PLACEMENTS, Action, Lists, placed
 
 SPEC = ActionSpec([Primary("rest"), Primary("hit", Index("at", 3)), Primary("cast", id=5)])
@@ -147,3 +151,52 @@ def test_in_a_compiled_graph_each_counts_its_own() -> None:
     with pytest.raises(ValueError, match=r"row 0: .*nothing else in the row's list"):
         compiled(layouts[0], shown([[(9, 9)]]))
     torch._dynamo.reset()
+
+
+class Overfull(Bandit):
+    """An engine with a bug: now and then it lists a card that is not shown."""
+
+    listed = 0
+
+    def deal(self) -> None:
+        super().deal()
+        for row in np.flatnonzero(self.rng.random(self.num_agents) < 0.2):
+            count = int(self.records["n"][row])
+            if 0 < count < self.records["legal"].shape[1]:
+                self.records["legal"][row, count] = (2, CARDS + 3, 0)
+                self.records["n"][row] += 1
+                self.listed += 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("head", ["flat", "autoregressive"])
+def test_a_run_goes_on_though_the_engine_lists_what_cannot_be(trainers: Any, head: str) -> None:
+    vecenv = pufferlib.vector.make(
+        Overfull, env_kwargs={"num_agents": 16}, backend=pufferlib.vector.Serial, num_envs=1
+    )
+    env = vecenv.driver_env
+    encoder = BanditEncoder(env.legal_layout)
+    torch.manual_seed(0)
+    policy = fp.Policy(env, encoder=encoder, head=head, invalid="drop")
+    assert policy.dropped == 0
+    trainer = trainers(vecenv, policy)
+
+    def train() -> None:
+        for _ in range(2):
+            trainer.evaluate()
+            trainer.train()
+
+    with pytest.warns(InvalidActionWarning, match=r"row \d+: legal tuple \d+ is \(2, ") as caught:
+        train()
+    assert len([one for one in caught if one.category is InvalidActionWarning]) == 1
+    assert env.listed > 10
+    assert policy.dropped >= env.listed  # once in the rollout and once in the update
+    assert env.illegal_actions == 0
+    strict = fp.Policy(env, encoder=encoder, head=head)
+    listed = env.listed
+    while env.listed == listed:
+        env.deal()
+    with pytest.raises(ValueError, match=r"row \d+: legal tuple \d+ is \(2, "):
+        strict.forward_eval(torch.as_tensor(env.observations))
+    with pytest.raises(ValueError, match="invalid must be 'raise' or 'drop', got 'ignore'"):
+        fp.FlatPolicy(env, encoder=encoder, invalid="ignore")

@@ -43,6 +43,7 @@ class Settings:
     head: str = _setting("flat", "how a tuple is chosen: flat or autoregressive")
     head_width: int = _setting(64, "size of the head's hidden layer", 1)
     recurrent: bool = _setting(False, "put an LSTM between encoder and head")
+    invalid: str = _setting("raise", "listed tuples outside the spec: raise an error, or drop them")
     # the trainer, with PufferLib's names
     bptt_horizon: int = _setting(32, "steps of each game in a rollout", 1)
     minibatch_size: int = _setting(2048, "environment steps in a minibatch", 1)
@@ -98,6 +99,8 @@ class Settings:
             )
         if self.head not in HEADS:
             raise ValueError(f"no head is named {self.head!r}; take one of {sorted(HEADS)}")
+        if self.invalid not in ("raise", "drop"):
+            raise ValueError(f"invalid must be raise or drop, got {self.invalid!r}")
         if self.compile and self.head != "flat":
             raise ValueError(
                 f"compile takes the head 'flat', got the head {self.head!r}; leave one of them out"

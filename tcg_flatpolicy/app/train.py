@@ -36,7 +36,7 @@ from tcg_flatpolicy.app.run_folder import (
     write_json,
 )
 from tcg_flatpolicy.app.settings import GAME, Settings, saved_settings
-from tcg_flatpolicy.layout import env_attribute
+from tcg_flatpolicy.wrapping import env_attribute
 from tcg_flatpolicy.provenance import provenance
 from tcg_flatpolicy.puffer import (
     Greedy,
@@ -81,7 +81,13 @@ def make_policy(settings: Settings, env: Any) -> Policy:
         )
     encoder = make_encoder(settings.hidden_size, settings.entity_size)
     kind = RecurrentPolicy if settings.recurrent else Policy
-    return kind(env, encoder=encoder, head=settings.head, width=settings.head_width)
+    return kind(
+        env,
+        encoder=encoder,
+        head=settings.head,
+        width=settings.head_width,
+        invalid=settings.invalid,
+    )
 
 
 def trained_policy(run: Path) -> tuple[Settings, Policy]:
@@ -319,6 +325,8 @@ def _run(
             )
         stack.callback(_close, trainer, rank, on_terminal)
         rows = rows or []
+        if rows and policy.layout.dropped:
+            policy.layout.dropped.count = int(rows[-1]["dropped"])
         if saved:
             say(f"replaying the games up to step {saved['trainer']['global_step']:,}")
             restore_trainer(trainer, saved["trainer"])
@@ -545,6 +553,7 @@ def _metrics(
         "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
         "temperature": float(policy.temperature),
         "epsilon": float(policy.epsilon),
+        **({"dropped": policy.dropped} if policy.layout.dropped else {}),
         **{name: float(value) for name, value in trainer.losses.items()},
     }
 

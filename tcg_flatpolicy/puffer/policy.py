@@ -65,6 +65,9 @@ class Policy(ActorCritic):
         encoder: observations -> Encoding; a FieldEncoder if left out.
         hidden_size: of the FieldEncoder; an encoder of your own brings its own.
         width: of the head's hidden layer.
+        invalid: what a listed tuple outside the spec does: "raise", or "drop", which leaves it out
+            of the list, counts it in ``dropped`` and warns once of each kind. A list that becomes
+            empty raises.
 
     Raises:
         ValueError: no spec or layout anywhere, a spec that does not fit the layout or the action
@@ -83,6 +86,7 @@ class Policy(ActorCritic):
         encoder: nn.Module | None = None,
         hidden_size: int = 256,
         width: int = 64,
+        invalid: str = "raise",
         **memory: Any,
     ) -> None:
         spec = spec or _from_env(env, "action_spec", "spec")
@@ -94,6 +98,7 @@ class Policy(ActorCritic):
             encoder=encoder,
             hidden_size=hidden_size,
             width=width,
+            invalid=invalid,
             **memory,
         )
         self._action_dtype = action_dtype
