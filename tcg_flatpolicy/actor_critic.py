@@ -52,8 +52,9 @@ class ActorCritic(nn.Module):
     Raises:
         KeyError: no field named first_step.
         TypeError: an encoder that does not declare its sizes.
-        ValueError: an unknown ``invalid``, a spec that does not fit the layout, an Entity that the encoder does not embed,
-            a head of unknown name, or a first_step that is not one number or has no LSTM to clear.
+        ValueError: an unknown ``invalid``, a spec that does not fit the layout, an Entity that the
+            encoder does not embed, a head of unknown name, or a first_step that is not one number
+            or has no LSTM to clear.
     """
 
     def __init__(

@@ -36,7 +36,6 @@ from tcg_flatpolicy.app.run_folder import (
     write_json,
 )
 from tcg_flatpolicy.app.settings import GAME, Settings, saved_settings
-from tcg_flatpolicy.wrapping import env_attribute
 from tcg_flatpolicy.provenance import provenance
 from tcg_flatpolicy.puffer import (
     Greedy,
@@ -47,6 +46,7 @@ from tcg_flatpolicy.puffer import (
     restore_trainer,
     trainer_state,
 )
+from tcg_flatpolicy.wrapping import env_attribute
 
 
 @dataclass
