@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution
 from tcg_flatpolicy.heads import HeadFactory, make_head
-from tcg_flatpolicy.heads.sequential import LegalAutoregressive
+from tcg_flatpolicy.sequential import LegalAutoregressive
 from tcg_flatpolicy.layout import LegalLayout, env_attribute
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.lstm import lstm

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.heads.autoregressive import AutoregressiveHead
 from tcg_flatpolicy.heads.flat import FlatHead
-from tcg_flatpolicy.heads.sequential import Conditionals, LegalAutoregressive
+from tcg_flatpolicy.sequential import Conditionals, LegalAutoregressive
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.heads.sequential import LegalAutoregressive
+from tcg_flatpolicy.sequential import LegalAutoregressive
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.scorer import check_encoding, check_entities, fan_in
 from tcg_flatpolicy.spec import ActionSpec
