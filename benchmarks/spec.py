@@ -54,7 +54,6 @@ def of_nvec(n: int) -> fp.ActionSpec:
 
 SERIES: list[tuple[str, str, Callable[[int], fp.ActionSpec], list[int]]] = [
     ("values of an Index in 7 primaries", "flat", of_values, [10, 1000, 100_000]),
-    ("values of an Index in 7 primaries", "autoregressive", of_values, [10, 1000, 100_000]),
     ("values of one Index", "autoregressive", of_one_index, [10, 1000, 100_000]),
     ("largest id", "flat", of_ids, [2, 100_000, 1_000_000]),
     ("largest id", "autoregressive", of_ids, [2, 100_000, 1_000_000]),

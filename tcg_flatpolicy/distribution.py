@@ -6,6 +6,8 @@ H values in a tuple, S samples.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +17,8 @@ from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
 
 from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.operators import wide
+from tcg_flatpolicy.packing import places
 
 
 class _WholeTuples(Constraint):
@@ -61,8 +65,11 @@ class OverLegalTuples(Distribution):
 
     Attributes:
         legal: the legal tuples of B rows.
+        drew: is called before each draw, where somebody must know of them; set on the instance. A
+            distribution that is made of this one does not have it.
     """
 
+    drew: Callable[[], None] | None = None
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
     has_rsample = False
     has_enumerate_support = False
@@ -82,6 +89,10 @@ class OverLegalTuples(Distribution):
     def variance(self) -> Tensor:
         """(B, H) NaN, as of torch's Categorical."""
         return self.mean
+
+    def _draws(self) -> None:
+        if self.drew is not None:
+            self.drew()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
         """Not offered.
@@ -158,6 +169,7 @@ class LegalCategorical(OverLegalTuples):
         Raises:
             ValueError: a NaN or +inf score.
         """
+        self._draws()
         self._check_scores()
         shape = torch.Size(sample_shape)
         legal = self.legal
@@ -212,16 +224,17 @@ class LegalCategorical(OverLegalTuples):
             its tuples of positive probability; the rest is the no-op and False.
 
         Raises:
+            TypeError: k is no whole number.
             ValueError: k below 1, or a NaN or +inf score.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        k = at_least_one(k)
+        self._draws()
         self._check_scores()
         legal, logits = self._merged()
         gumbel = -torch.empty_like(logits, dtype=torch.float64).exponential_().log()
         by_key = (logits + gumbel).argsort(descending=True)
         order = by_key[legal.rows[by_key].argsort(stable=True)]
-        place = torch.arange(len(order), device=order.device) - legal.starts[legal.rows]
+        place = places(legal.rows, legal.starts)
         taken = (place < k) & (logits[order] > -torch.inf)
         rows, place, order = legal.rows[taken], place[taken], order[taken]
         actions = legal.noop.repeat(len(legal), k, 1)
@@ -247,7 +260,9 @@ class LegalCategorical(OverLegalTuples):
         none = logits == -torch.inf  # kept out of the division: its gradient would be NaN
         top = row_max(logits.detach(), legal).index_select(0, legal.rows)
         below = (logits - top).masked_fill(none, 0.0)  # the mode stays at 0, however small t is
-        scaled = below / t.index_select(0, legal.rows)
+        # By the reciprocal: what is so far below that it overflows has then no gradient of NaN.
+        sharpness = t.double().reciprocal().clamp(max=torch.finfo(torch.float64).max)
+        scaled = (below.double() * sharpness.index_select(0, legal.rows)).to(below.dtype)
         return self._derive(legal, scaled.masked_fill(none, -torch.inf))
 
     def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
@@ -265,30 +280,36 @@ class LegalCategorical(OverLegalTuples):
         legal, logits = self._merged()
         eps = eps[legal.rows]
         some = eps > 0
-        kept = torch.log1p(-eps.clamp(max=1))
-        uniform = eps.where(some, 1.0).log() - legal.counts[legal.rows].to(eps.dtype).log()
-        mixed = torch.logaddexp(logits + kept, uniform)
+        many = legal.counts[legal.rows].to(eps.dtype).log()
+        share = eps.where(some, 0.5)  # for a logarithm without a NaN gradient
+        # Of p D, whose gradient is finite at epsilon 1, too.
+        mixed = (share + (1 - share) * (logits + many).exp()).log() - many
         return self._derive(legal, torch.where(some, mixed, logits))
 
     def top(self, k: int) -> LegalCategorical:
         """The k most probable distinct tuples of each row, renormalised; of equals, the smaller.
 
         Raises:
+            TypeError: k is no whole number.
             ValueError: k below 1, or a NaN or +inf score.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        k = at_least_one(k)
         self._check_scores()
         legal, logits = self._merged()
         order = legal.ids.argsort(stable=True)
         order = order[logits.detach()[order].argsort(descending=True, stable=True)]
         order = order[legal.rows[order].argsort(stable=True)]
-        place = torch.arange(len(order), device=order.device) - legal.starts[legal.rows]
+        place = places(legal.rows, legal.starts)
         kept = order[place < k].sort().values
         likeliest = LegalActions.trusted(
             legal.actions[kept], legal.counts.clamp(max=k), legal.noop, distinct=True
         )
         return self._derive(likeliest, logits[kept])
+
+    def __getitem__(self, rows: Any) -> LegalCategorical:
+        """The distribution of some rows, chosen as in LegalActions.select."""
+        legal, at, _ = self.legal.select(rows)
+        return LegalCategorical(legal, self._scores.index_select(0, at), self._validate_args)
 
     def _derive(self, legal: LegalActions, scores: Tensor) -> LegalCategorical:
         derived = LegalCategorical(legal, scores, self._validate_args)
@@ -305,7 +326,7 @@ class LegalCategorical(OverLegalTuples):
 
     def _merged(self) -> tuple[LegalActions, Tensor]:
         """The distinct tuples of each row and the log-probability of each."""
-        merge = self.legal._merge
+        merge = self.legal.merged
         if merge is None:
             return self.legal, self.logits
         # Differences of scores, not of logits, which may round to the same number far below a row's
@@ -343,15 +364,31 @@ class LegalCategorical(OverLegalTuples):
         )
 
 
+def at_least_one(k: int) -> int:
+    """A number of tuples, as a Python int.
+
+    Raises:
+        TypeError: no whole number.
+        ValueError: below 1.
+    """
+    if isinstance(k, bool):
+        raise TypeError(f"k must be a whole number, got {k}")
+    k = operator.index(k)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return k
+
+
 def draw(logits: Tensor, legal: LegalActions, shape: torch.Size) -> Tensor:
     """Draws one listing a row by its log-probability (N,): (*S, B) positions in N.
 
     Inverse transform on whole numbers: each probability is cut to a multiple of 2**-40, so running
-    sums over the batch are exact in int64 (for batches up to 4 million rows) and no row is less
-    exact for standing late in it. A listing of probability 0 is never drawn. N must not be 0, and
-    the positions of empty rows mean nothing.
+    sums over the batch are exact in int64 and no row is less exact for standing late in it; beyond
+    4 million rows it is cut to as many bits fewer as the sums need. A listing of probability 0 is
+    never drawn. N must not be 0, and the positions of empty rows mean nothing.
     """
-    mass = (logits.exp() * 2.0**40).to(torch.int64)
+    bits = min(40, 62 - len(legal).bit_length())
+    mass = (logits.exp() * 2.0**bits).to(torch.int64)
     running = mass.cumsum(0)
     last = (legal.starts + legal.counts - 1).clamp(min=0)
     first = legal.starts.clamp(max=len(mass) - 1)
@@ -369,8 +406,7 @@ def log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor, Te
         (N,) the scores in float32 or better, 0 without gradient in rows that have only -inf; (N,)
         their log-softmax; (B,) sums of exponentials, NaN where a score is unsound.
     """
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        scores = scores.float()
+    scores = wide(scores)
     top = row_max(scores.detach(), legal)
     dead = top == -torch.inf  # an empty row, too
     scores = scores.masked_fill(dead.index_select(0, legal.rows), 0.0)

@@ -127,7 +127,7 @@ class PaddedPolicy(nn.Module):
         scores = wide(head.padded(hidden, entities, tuples, listed)) / self.temperature
         log_probs = scores.masked_fill(~listed, -math.inf).log_softmax(1)
         if self.epsilon:
-            uniform = self.epsilon / listed.sum(1, keepdim=True)
+            uniform = self.epsilon / listed.sum(1, keepdim=True).to(scores.dtype)
             log_probs = ((1 - self.epsilon) * log_probs.exp() + uniform).log()
         log_probs = log_probs.masked_fill(~listed, -math.inf)
         log_probs = log_probs.masked_fill(broken.unsqueeze(1), math.nan)

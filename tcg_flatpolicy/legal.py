@@ -6,8 +6,9 @@ Shapes: B rows (states), N legal tuples in the whole batch, H = 1 + slots values
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+import operator
+from collections.abc import Iterable, Sequence
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tcg_flatpolicy.packing import number, pack, places, ravel
 from tcg_flatpolicy.spec import ActionSpec
+
+MASK_BYTES = 2**31
+"""Of the largest mask that :meth:`LegalActions.to_mask` makes: more is rarely meant, and a batch of
+lists that long would not have been packed."""
 
 
 class LegalActions:
     """The legal tuples of each of B rows, laid end to end.
+
+    What is given is copied, so that a later write to it changes nothing here.
 
     Args:
         actions: (N, H) integers, the tuples of row 0, then those of row 1, ...
@@ -28,7 +36,8 @@ class LegalActions:
 
     Raises:
         TypeError: not integer tensors.
-        ValueError: shapes that do not fit, a negative value, or counts that do not sum to N.
+        ValueError: shapes that do not fit, a value that is negative or beyond int64, or counts that
+            do not sum to N.
     """
 
     actions: Tensor
@@ -44,28 +53,24 @@ class LegalActions:
 
     def __init__(self, actions: Tensor, counts: Tensor, noop: Tensor | None = None) -> None:
         _check_integer("actions", actions)
-        _check_integer("counts", counts)
         if actions.ndim != 2 or actions.shape[1] < 1:
             raise ValueError(f"actions must be (N, 1 + slots), got {tuple(actions.shape)}")
-        if counts.ndim != 1:
-            raise ValueError(f"counts must be (B,), got {tuple(counts.shape)}")
+        owned = _own_counts(counts, len(actions), "the number of actions")
+        if int(owned.sum()) != len(actions):
+            raise ValueError(
+                f"counts sum to {int(owned.sum())}, but there are {len(actions)} actions"
+            )
         if noop is None:
-            noop = torch.zeros(actions.shape[1], dtype=torch.int64, device=actions.device)
+            noop = torch.zeros(actions.shape[1], dtype=torch.int64)
         noop = torch.as_tensor(noop)
         _check_integer("noop", noop)
         if noop.shape != actions.shape[1:]:
             raise ValueError(f"noop must be ({actions.shape[1]},), got {tuple(noop.shape)}")
-        counts = counts.to(torch.int64)
-        _check_counts(counts, None)
-        if int(counts.sum()) != actions.shape[0]:
-            raise ValueError(
-                f"counts sum to {int(counts.sum())}, but there are {len(actions)} actions"
-            )
-        noop = noop.to(actions.device, torch.int64)
-        if (noop < 0).any():
-            raise ValueError(f"noop {tuple(noop.tolist())} must not be negative")
-        self._set(actions.to(torch.int64), counts, noop)
-        self._check_not_negative()
+        own_noop = noop.to(actions.device, torch.int64)
+        if (own_noop < 0).any():
+            raise ValueError(f"noop {tuple(noop.tolist())} must lie in 0..{2**63 - 1}")
+        self._set(actions.to(torch.int64, copy=True), owned, own_noop)
+        self.check_not_negative(actions)
 
     def _set(
         self,
@@ -76,11 +81,8 @@ class LegalActions:
     ) -> None:
         self.actions = actions
         self.counts = counts
-        self.noop = noop
-        if packing is None:
-            rows = torch.repeat_interleave(counts, output_size=actions.shape[0])
-            packing = rows, counts.cumsum(0) - counts
-        self.rows, self.starts = packing
+        self.noop = noop.clone()
+        self.rows, self.starts = packing or pack(counts, len(actions))
 
     @classmethod
     def trusted(
@@ -94,6 +96,8 @@ class LegalActions:
     ) -> LegalActions:
         """Without the checks of the constructor, for a caller that has made them.
 
+        The tensors are kept, except for the no-op, which is copied: nobody may write to them later.
+
         Args:
             actions: (N, H) int64, none negative.
             counts: (B,) int64, summing to N.
@@ -105,9 +109,9 @@ class LegalActions:
         legal = cls.__new__(cls)
         legal._set(actions, counts, noop, packing)
         if sizes is not None:
-            legal.__dict__["_sizes"] = [int(size) for size in sizes]
+            legal.__dict__["sizes"] = [int(size) for size in sizes]
         if distinct:
-            legal.__dict__["_merge"] = None
+            legal.__dict__["merged"] = None
         return legal
 
     @classmethod
@@ -125,31 +129,29 @@ class LegalActions:
             noop: tuple of ``1 + slots`` values; zeros if left out.
 
         Raises:
-            TypeError: a value that is not a whole number.
-            ValueError: a tuple of another length or with a negative value, or an unknown ``slots``.
+            TypeError: naming the row: something else than a list of tuples of whole numbers.
+            ValueError: a tuple of another length, a value that is negative or beyond int64, or an
+                unknown ``slots``.
         """
-        flat = [action for row in lists for action in row]
-        if slots is None:
-            shown = flat[0] if flat else noop
-            if shown is None:
+        width = None if slots is None else 1 + slots
+        flat: list[tuple[int, ...]] = []
+        counts: list[int] = []
+        for row, listed in enumerate(lists):
+            where = f"row {row}: "
+            before = len(flat)
+            for action in listed if isinstance(listed, Iterable) else [listed]:
+                flat.append(_whole_numbers(where, action))
+                width = len(flat[-1]) if width is None else width
+                if len(flat[-1]) != width:
+                    raise ValueError(f"{where}{flat[-1]} has {len(flat[-1])} values, not {width}")
+            counts.append(len(flat) - before)
+        own_noop = None if noop is None else torch.tensor(_whole_numbers("noop: ", noop))
+        if width is None:
+            if own_noop is None:
                 raise ValueError("every list is empty: say how many slots a tuple has, slots=...")
-            slots = len(shown) - 1
-        width = 1 + slots
-        for row, actions in enumerate(lists):
-            for action in actions:
-                if len(action) != width:
-                    raise ValueError(
-                        f"row {row}: {tuple(action)} has {len(action)} values, not {width}"
-                    )
-        array = np.array([tuple(action) for action in flat]).reshape(len(flat), width)
-        if len(flat) and array.dtype.kind not in "iu":
-            raise TypeError(f"action values must be whole numbers, got {array.dtype}")
-        counts = torch.tensor([len(row) for row in lists], dtype=torch.int64)
-        return cls(
-            torch.as_tensor(array.astype(np.int64)),
-            counts,
-            None if noop is None else torch.as_tensor(np.asarray(noop)),
-        )
+            width = len(own_noop)
+        actions = torch.from_numpy(np.array(flat, np.int64).reshape(len(flat), width))
+        return cls(actions, torch.tensor(counts, dtype=torch.int64), own_noop)
 
     @classmethod
     def from_padded(
@@ -163,12 +165,14 @@ class LegalActions:
         Args:
             actions: (B, K, H) integers; what stands in the padding does not matter.
             counts: (B,) integers, 0 to K.
+            noop: (H,) integers; zeros if left out.
 
         Raises:
             TypeError: not integers.
-            ValueError: shapes that do not fit, a count outside 0..K, or a negative value.
+            ValueError: shapes that do not fit, a count outside 0..K, or a value that is negative or
+                beyond int64.
         """
-        actions, counts = _as_tensor(actions), _as_tensor(counts)
+        actions, counts = as_tensor(actions), as_tensor(counts)
         _check_integer("actions", actions)
         _check_integer("counts", counts)
         if actions.ndim != 3 or counts.shape != actions.shape[:1]:
@@ -176,15 +180,12 @@ class LegalActions:
                 f"actions must be (B, K, H) and counts (B,), got {tuple(actions.shape)} and "
                 f"{tuple(counts.shape)}"
             )
-        counts = counts.to(torch.int64)
         padding = actions.shape[1]
-        _check_counts(counts, padding)
-        n = int(counts.sum())
-        rows = torch.repeat_interleave(counts, output_size=n)
-        places = torch.arange(n, device=counts.device) - (counts.cumsum(0) - counts)[rows]
+        counts = _own_counts(counts, padding, "the padded length")
+        rows, starts = pack(counts)
         flat = actions.reshape(-1, actions.shape[2])
         # Not flat[...]: torch 2.4 cannot do that with all unsigned integers.
-        return cls(flat.index_select(0, rows * padding + places), counts, noop)
+        return cls(flat.index_select(0, rows * padding + places(rows, starts)), counts, noop)
 
     @classmethod
     def from_mask(cls, mask: Tensor | npt.NDArray[np.bool_], spec: ActionSpec) -> LegalActions:
@@ -195,23 +196,29 @@ class LegalActions:
             ValueError: another number of columns than the spec has ids. An id that is set but no
                 tuple of the spec's roles is left to :meth:`validate`.
         """
-        mask = _as_tensor(mask)
+        mask = as_tensor(mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
-        ids = math.prod(spec.nvec.tolist())
-        if mask.ndim != 2 or mask.shape[1] != ids:
-            raise ValueError(f"mask must be (B, {ids}), got {tuple(mask.shape)}")
-        return cls.trusted(
-            spec.unravel(mask.nonzero()[:, 1]),
-            mask.sum(1),
-            torch.as_tensor(spec.noop, device=mask.device),
-            sizes=spec.nvec.tolist(),
-            distinct=True,
-        )
+        sizes = spec.nvec.tolist()
+        if mask.ndim != 2 or mask.shape[1] != math.prod(sizes):
+            raise ValueError(f"mask must be (B, {math.prod(sizes)}), got {tuple(mask.shape)}")
+        _, ids = mask.nonzero(as_tuple=True)
+        noop = torch.tensor(spec.noop, device=mask.device)
+        return cls.trusted(spec.unravel(ids), mask.sum(1), noop, sizes, distinct=True)
 
     def to_mask(self, spec: ActionSpec) -> Tensor:
-        """(B, prod(nvec)) bool, the inverse of :meth:`from_mask`; empty rows are all False."""
+        """(B, prod(nvec)) bool, the inverse of :meth:`from_mask`; empty rows are all False.
+
+        Raises:
+            ValueError: a tuple outside the spec's sizes, or a mask above :data:`MASK_BYTES`.
+        """
         ids = math.prod(spec.nvec.tolist())
+        if len(self) * ids > MASK_BYTES:
+            raise ValueError(
+                f"a mask of {len(self)} rows by {ids} ids takes {len(self) * ids} bytes, above "
+                f"{MASK_BYTES}: take fewer rows at once (legal[rows]), or ask contains, "
+                "prefix_mask or head_masks"
+            )
         mask = torch.zeros(len(self), ids, dtype=torch.bool, device=self.actions.device)
         mask[self.rows, spec.ravel(self.actions)] = True
         return mask
@@ -224,14 +231,45 @@ class LegalActions:
 
     def to(self, device: torch.device | str) -> LegalActions:
         """The same lists on another device."""
-        moved = LegalActions.trusted(
-            self.actions.to(device), self.counts.to(device), self.noop.to(device)
-        )
-        if "_sizes" in self.__dict__:
-            moved.__dict__["_sizes"] = self._sizes
-        if self.__dict__.get("_merge", ()) is None:
-            moved.__dict__["_merge"] = None
-        return moved
+        return self._some(*(x.to(device) for x in (self.actions, self.counts, self.noop)))
+
+    def _some(self, actions: Tensor, counts: Tensor, noop: Tensor) -> LegalActions:
+        """Some of these tuples, none more often than here, with what is known of them."""
+        distinct = self.__dict__.get("merged", ()) is None
+        return LegalActions.trusted(actions, counts, noop, self.__dict__.get("sizes"), distinct)
+
+    def __getitem__(self, rows: Tensor | slice) -> LegalActions:
+        """The lists of some rows, as :meth:`select`."""
+        return self.select(rows)[0]
+
+    def select(self, rows: Tensor | slice) -> tuple[LegalActions, Tensor, Tensor]:
+        """The lists of R rows.
+
+        Args:
+            rows: (B,) bool, (R,) integers (any order, repeats allowed), or a slice.
+
+        Returns:
+            The lists; (n,) int64, where each of their tuples stands in ``actions``; (R,) int64, the
+            rows.
+
+        Raises:
+            TypeError: anything else.
+            IndexError: a mask of another length, or a row that there is not.
+        """
+        every = torch.arange(len(self), device=self.rows.device)
+        if not isinstance(rows, slice):
+            rows = as_tensor(rows)
+            if rows.ndim != 1 or rows.is_floating_point() or rows.is_complex():
+                raise TypeError(
+                    "rows are chosen by (B,) bools, (R,) integers or a slice, got "
+                    f"{tuple(rows.shape)} {rows.dtype}"
+                )
+            rows = rows.to(every.device, None if rows.dtype == torch.bool else torch.int64)
+        chosen = every[rows]
+        counts = self.counts.index_select(0, chosen)
+        of, starts = pack(counts)
+        at = places(of, starts) + self.starts.index_select(0, chosen).index_select(0, of)
+        return self._some(self.actions.index_select(0, at), counts, self.noop), at, chosen
 
     def __len__(self) -> int:
         return self.counts.shape[0]
@@ -259,15 +297,17 @@ class LegalActions:
 
         Of an action that is listed more than once, one of the positions.
         """
-        sizes = self._sizes
-        if self._packs_into_ids:
-            ids = _horner(actions, sizes)
-            outside = (actions < 0) | (actions >= torch.tensor(sizes, device=actions.device))
+        if math.prod(self.sizes) < 2**63:
+            ids = ravel(actions, self.sizes)
+            outside = (actions < 0) | (actions >= torch.tensor(self.sizes, device=actions.device))
             if outside.any():
                 ids = ids.masked_fill(outside.any(-1), -1)
             same = ids.index_select(-1, self.rows) == self.ids
         else:
-            same = (actions.index_select(-2, self.rows) == self.actions).all(-1)
+            columns = zip(actions.unbind(-1), self.actions.unbind(1), strict=True)
+            same = reduce(
+                torch.logical_and, (a.index_select(-1, self.rows) == b for a, b in columns)
+            )
         hits = same.nonzero(as_tuple=True)
         found = torch.full(actions.shape[:-1], -1, dtype=torch.int64, device=actions.device)
         found[(*hits[:-1], self.rows[hits[-1]])] = hits[-1]
@@ -290,9 +330,7 @@ class LegalActions:
         if actions.dtype == torch.bool or actions.is_complex():
             raise TypeError(f"actions must be whole numbers, got {actions.dtype}")
         if actions.is_floating_point():
-            return (
-                torch.where(actions == actions.floor(), actions, -1).nan_to_num(-1, -1, -1).long()
-            )
+            actions = torch.where(actions == actions.floor(), actions, -1).nan_to_num(-1, -1, -1)
         return actions.to(torch.int64)
 
     def prefix_mask(self, prefix: Tensor, size: int) -> Tensor:
@@ -316,15 +354,9 @@ class LegalActions:
             )
         prefix = prefix.to(torch.int64)
         slot = prefix.shape[1]
-        self._check_below(slot, size)
-        follows = torch.ones_like(self.rows, dtype=torch.bool)
-        for i in range(slot):
-            follows &= prefix[:, i].index_select(0, self.rows) == self.actions[:, i]
-        mask = torch.zeros(len(self), size, dtype=torch.bool, device=self.actions.device)
-        mask[self.rows[follows], self.actions[follows, slot]] = True
+        follows = (prefix.index_select(0, self.rows) == self.actions[:, :slot]).all(1)
         idle = (self.counts == 0) & (prefix == self.noop[:slot]).all(1)
-        mask[idle, self.noop[slot]] = True
-        return mask
+        return self._mask(slot, size, follows, idle)
 
     def head_masks(self, nvec: Sequence[int]) -> list[Tensor]:
         """The marginals, one (B, nvec[j]) bool a slot: which values appear in some legal tuple.
@@ -339,14 +371,19 @@ class LegalActions:
             raise ValueError(
                 f"nvec has {len(nvec)} sizes, tuples have {self.actions.shape[1]} values"
             )
-        masks = []
-        for slot, size in enumerate(int(n) for n in nvec):
-            self._check_below(slot, size)
-            mask = torch.zeros(len(self), size, dtype=torch.bool, device=self.actions.device)
-            mask[self.rows, self.actions[:, slot]] = True
-            mask[self.counts == 0, self.noop[slot]] = True
-            masks.append(mask)
-        return masks
+        every, empty = torch.ones_like(self.rows, dtype=torch.bool), self.counts == 0
+        return [self._mask(slot, int(size), every, empty) for slot, size in enumerate(nvec)]
+
+    def _mask(self, slot: int, size: int, of: Tensor, idle: Tensor) -> Tensor:
+        """(B, size) bool: a slot's values of some tuples (N,) bool, the no-op's of rows (B,)."""
+        values = self.actions[:, slot]
+        largest = int(torch.cat([values, self.noop[slot : slot + 1]]).amax())
+        if largest >= size:
+            raise ValueError(f"slot {slot} holds value {largest}, not below its size {size}")
+        mask = torch.zeros(len(self), size, dtype=torch.bool, device=values.device)
+        mask[self.rows[of], values[of]] = True
+        mask[idle, self.noop[slot]] = True
+        return mask
 
     def validate(self, spec: ActionSpec) -> None:
         """Checks that each tuple is within the spec.
@@ -375,34 +412,42 @@ class LegalActions:
                     f"{problem}"
                 )
 
+    def check_not_negative(self, given: Tensor | None = None) -> None:
+        """Checks the values of all tuples; ``given`` is what became of int64, if it was another.
+
+        Raises:
+            ValueError: naming the row, the tuple and the slot.
+        """
+        if self.actions.numel() and self.actions.min() < 0:
+            n, slot = (self.actions < 0).nonzero()[0].tolist()
+            action = tuple((self.actions if given is None else given)[n].tolist())
+            problem = "negative" if action[slot] < 0 else "beyond int64"
+            raise ValueError(
+                f"row {int(self.rows[n])}: action {action} is {problem} in slot {slot}"
+            )
+
     @cached_property
-    def _sizes(self) -> list[int]:
+    def sizes(self) -> list[int]:
         """Exclusive bound on each of the H values, no-op included."""
-        if not self.actions.numel():
-            return [int(value) + 1 for value in self.noop.tolist()]
-        largest = torch.maximum(self.actions.amax(0), self.noop).tolist()
-        return [int(value) + 1 for value in largest]
+        every = torch.cat([self.actions, self.noop.unsqueeze(0)])
+        return [int(value) + 1 for value in every.amax(0).tolist()]
+
+    @cached_property
+    def _numbers(self) -> tuple[Tensor, int]:
+        return number(self.actions.unbind(1), self.sizes)
 
     @property
-    def _packs_into_ids(self) -> bool:
-        return math.prod(self._sizes) * max(len(self), 1) < 2**63
-
-    @cached_property
     def ids(self) -> Tensor:
         """(N,) int64: equal where tuples are equal, ordered as the tuples are lexicographically."""
-        if self._packs_into_ids:
-            return _horner(self.actions, self._sizes)
-        ranks: Tensor = torch.unique(self.actions, dim=0, return_inverse=True)[1]
-        return ranks
+        return self._numbers[0]
 
     @cached_property
-    def _merge(self) -> tuple[LegalActions, Tensor] | None:
+    def merged(self) -> tuple[LegalActions, Tensor] | None:
         """Distinct actions, and the (N,) position in them of each listing; None if none repeats."""
         if not self.actions.numel():
             return None
-        # ids below N when they are ranks, else below the product that _packs_into_ids bounded.
-        bound = math.prod(self._sizes) if self._packs_into_ids else self.actions.shape[0]
-        keys = torch.add(self.ids, self.rows, alpha=bound)
+        ids, bound = self._numbers
+        keys, _ = number([self.rows, ids], [len(self), bound])
         if (keys[1:] > keys[:-1]).all():
             return None  # listed in order, as many engines do: nothing can repeat, nothing to sort
         keys, order = keys.sort(stable=True)
@@ -413,49 +458,30 @@ class LegalActions:
         keep = torch.zeros_like(first)
         keep[order[first]] = True
         position = keep.cumsum(0) - 1
-        merged = torch.empty_like(order)
-        merged[order] = position[order[first]][first.cumsum(0) - 1]
+        at = torch.empty_like(order)
+        at[order] = position[order[first]][first.cumsum(0) - 1]
         counts = torch.zeros_like(self.counts).index_add_(0, self.rows, keep.to(torch.int64))
         kept = LegalActions.trusted(
-            self.actions[keep], counts, self.noop, self._sizes, distinct=True
+            self.actions[keep], counts, self.noop, self.sizes, distinct=True
         )
-        return kept, merged
+        return kept, at
 
     def distinct(self) -> LegalActions:
         """The same rows with each tuple listed once, in the order of first listing."""
-        return self if self._merge is None else self._merge[0]
-
-    def _check_not_negative(self) -> None:
-        if self.actions.numel() and self.actions.min() < 0:
-            n, slot = (self.actions < 0).nonzero()[0].tolist()
-            raise ValueError(
-                f"row {int(self.rows[n])}: action {tuple(self.actions[n].tolist())} is negative in "
-                f"slot {slot}"
-            )
-
-    def _check_below(self, slot: int, size: int) -> None:
-        values = torch.cat([self.actions[:, slot], self.noop[slot : slot + 1]])
-        if values.amax() >= size:
-            raise ValueError(
-                f"slot {slot} holds value {int(values.amax())}, not below its size {size}"
-            )
+        return self if self.merged is None else self.merged[0]
 
     def __repr__(self) -> str:
         return f"LegalActions({len(self)} rows, {len(self.actions)} tuples, {self.slots} slots)"
 
 
-def _horner(actions: Tensor, sizes: Sequence[int]) -> Tensor:
-    ids = actions[..., 0]
-    for slot in range(1, len(sizes)):
-        ids = torch.add(actions[..., slot], ids, alpha=sizes[slot])
-    return ids
-
-
-def _as_tensor(values: Tensor | npt.NDArray[Any]) -> Tensor:
+def as_tensor(values: Tensor | npt.NDArray[Any]) -> Tensor:
     """As a tensor; an array that torch cannot share (read-only, reversed) is copied."""
     if isinstance(values, np.ndarray) and not (values.flags.carray and values.dtype.isnative):
         values = np.array(values, dtype=values.dtype.newbyteorder("="))
     return torch.as_tensor(values)
+
+
+_as_tensor = as_tensor  # the old name, until verify/adapters.py uses the new one
 
 
 def _check_integer(name: str, values: Tensor) -> None:
@@ -465,12 +491,30 @@ def _check_integer(name: str, values: Tensor) -> None:
         raise TypeError(f"{name} must be integers, got {values.dtype}")
 
 
-def _check_counts(counts: Tensor, padding: int | None) -> None:
-    """(B,) int64 counts: none negative, none above the padding where there is one."""
-    outside = counts < 0
-    if padding is not None:
-        outside = outside | (counts > padding)
+def _own_counts(given: Tensor, most: int, what: str) -> Tensor:
+    """(B,) integers as int64 of their own memory, each checked to lie in 0..most."""
+    _check_integer("counts", given)
+    if given.ndim != 1:
+        raise ValueError(f"counts must be (B,), got {tuple(given.shape)}")
+    counts = given.to(torch.int64, copy=True)
+    outside = (counts < 0) | (counts > most)
     if outside.any():
         row = int(outside.nonzero()[0])
-        limit = "be negative" if padding is None else f"lie outside 0..{padding}, the padded length"
-        raise ValueError(f"row {row}: count {int(counts[row])} must not {limit}")
+        raise ValueError(f"row {row}: count {int(given[row])} must lie in 0..{most}, {what}")
+    return counts
+
+
+def _whole_numbers(where: str, action: Any) -> tuple[int, ...]:
+    try:
+        values = tuple(action)
+        if bool in map(type, values):
+            raise TypeError
+        values = tuple(map(operator.index, values))
+    except TypeError:
+        raise TypeError(
+            f"{where}{action!r} must be a tuple of whole numbers; a batch is a list of rows, a row "
+            "is a list of tuples: [[(0, 1), (2, 0)], []]"
+        ) from None
+    if max(map(abs, values), default=0) >= 2**63:
+        raise ValueError(f"{where}{values} holds a value beyond int64")
+    return values

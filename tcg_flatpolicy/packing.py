@@ -45,12 +45,33 @@ def places(rows: Tensor, starts: Tensor) -> Tensor:
 def ravel(columns: Tensor, sizes: Sequence[int]) -> Tensor:
     """Mixed radix: (..., H) int64 below ``sizes`` (H,) -> (...,) int64, the last running fastest.
 
-    The product of the sizes must be below 2**63.
+    The product of the sizes must be below 2**63; :func:`number` does without that.
     """
-    numbers = columns[..., 0]
-    for column in range(1, len(sizes)):
-        numbers = torch.add(columns[..., column], numbers, alpha=sizes[column])
-    return numbers
+    return number(columns.unbind(-1), sizes)[0]
+
+
+def number(columns: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, int]:
+    """One number for each item: equal where all columns are, in lexicographic order.
+
+    Args:
+        columns: H of (n,) int64, 0 to their size - 1.
+        sizes: (H,) of any product. Below 2**63 the numbers are those of :func:`ravel`; else they
+            are made of ranks.
+
+    Returns:
+        (n,) int64; the exclusive bound on them.
+    """
+    numbers, bound = columns[0], sizes[0]
+    for column, size in zip(columns[1:], sizes[1:], strict=True):
+        if bound * size >= 2**63:
+            found, numbers = distinct(numbers, bound)
+            bound = len(found)
+        if bound * size >= 2**63:
+            found, column = distinct(column, size)
+            size = len(found)
+        numbers = torch.add(column, numbers, alpha=size)
+        bound *= size
+    return numbers, bound
 
 
 def distinct(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
@@ -71,3 +92,13 @@ def distinct(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     table = torch.empty_like(seen, dtype=torch.int64)
     table[found] = torch.arange(len(found), device=found.device)
     return found, table.index_select(0, numbers)
+
+
+def counted(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+    """As :func:`distinct`; in the place of the places, (m,) int64, how often each number stands."""
+    if bound > TABLE * len(numbers):
+        found, counts = torch.unique(numbers, return_counts=True)
+        return found, counts
+    counts = torch.bincount(numbers, minlength=bound)
+    found = counts.nonzero().squeeze(1)
+    return found, counts.index_select(0, found)

@@ -211,7 +211,7 @@ def test_the_spec_s_sizes_reach_the_graph() -> None:
     compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
     face, _ = compiled(torch.as_tensor(env.observations))
     legal = face.distribution.legal
-    assert legal._sizes == BANDIT_SPEC.nvec.tolist()
+    assert legal.sizes == BANDIT_SPEC.nvec.tolist()
     assert legal.distinct() is legal
     unlisted = torch.as_tensor(np.tile([2, 4, 4], (AGENTS, 1)))
     expected = policy(torch.as_tensor(env.observations))[0].distribution.log_prob(unlisted)

@@ -15,7 +15,7 @@ from torch import nn
 from tcg_flatpolicy.heads.autoregressive import AutoregressiveHead
 from tcg_flatpolicy.heads.base import Head, HeadFactory, decide, read_and_decide
 from tcg_flatpolicy.heads.flat import FlatHead
-from tcg_flatpolicy.heads.sequential import Conditionals, LegalAutoregressive
+from tcg_flatpolicy.sequential import Conditionals, LegalAutoregressive
 from tcg_flatpolicy.spec import ActionSpec
 
 __all__ = [

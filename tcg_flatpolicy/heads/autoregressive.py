@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tcg_flatpolicy.heads.base import Head
-from tcg_flatpolicy.heads.sequential import LegalAutoregressive
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import wide
 from tcg_flatpolicy.packing import distinct
 from tcg_flatpolicy.scorer import check_encoding, check_entities, fan_in
+from tcg_flatpolicy.sequential import LegalAutoregressive
 from tcg_flatpolicy.spec import ActionSpec, Part
 from tcg_flatpolicy.table import Addresses, Derived, features_of
 

@@ -1,0 +1,376 @@
+"""A tuple drawn value by value: each from those that continue a legal tuple.
+
+The maths alone, for any conditionals. Shapes: B rows, N legal tuples in the whole batch, H values
+in a tuple; at each slot G prefixes (of the slots before) and n choices (values that continue one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import register_kl
+
+from tcg_flatpolicy.distribution import LegalCategorical, OverLegalTuples, draw, log_softmax
+from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.packing import counted
+
+
+class Conditionals(Protocol):
+    """Logits of each slot's values given the values before, for G prefixes at once.
+
+    What was chosen so far reaches the next slot as a context, (G, W) floats of any meaning.
+    """
+
+    def start(self) -> Tensor:
+        """(B, W): the context of each row, before its primary is drawn."""
+
+    def logits(
+        self,
+        slot: int,
+        context: Tensor,
+        rows: Tensor,
+        primaries: Tensor,
+        choices: LegalActions,
+        behind: Tensor,
+    ) -> Tensor:
+        """Logits of the values that continue each prefix.
+
+        Args:
+            slot: 0 for the primary, then 1 .. H-1.
+            context: (G, W), of each prefix.
+            rows: (G,) int64, the row of each prefix.
+            primaries: (G,) int64, the first value of each prefix; zeros for slot 0.
+            choices: of G rows, n tuples of one value each.
+            behind: (n,) int64, how many legal tuples go on with each choice, at least 1.
+
+        Returns:
+            (n,) floats.
+        """
+
+    def extend(
+        self, slot: int, context: Tensor, rows: Tensor, primaries: Tensor, values: Tensor
+    ) -> Tensor:
+        """The contexts (G, W) once ``values`` (G,) int64 are chosen in ``slot``."""
+
+
+class _Path(NamedTuple):
+    """One tuple a row, with what its conditionals say of it."""
+
+    actions: Tensor  # (B, H)
+    log_prob: Tensor  # (B,)
+    entropy: Tensor  # (B,) summed over the conditionals
+    learning: bool  # with a graph for gradients
+
+
+class LegalAutoregressive(OverLegalTuples):
+    """Draws the primary, then each slot given what was drawn; batch_shape (B,), event_shape (H,).
+
+    Each slot is a categorical over exactly the values with which some legal tuple goes on, so what
+    is drawn is legal, and p(tuple) is the product of its conditionals, exactly: exp(log_prob) over
+    a row's list sums to 1. A row without a legal tuple plays the no-op with probability 1. A tuple
+    that is listed more than once counts once.
+
+    Only the values next to the drawn path are scored, so drawing and log_prob cost little for long
+    lists. Whatever speaks of the whole distribution (entropy, mode, tempered, smoothed) scores all
+    prefixes of all listed tuples, by :meth:`enumerated`.
+
+    Args:
+        legal: the legal tuples of B rows, N in all.
+        conditionals: the logits, as asked for.
+        sizes: (H,) how many values each slot can have.
+        validate_args: as in torch.distributions.
+
+    Raises:
+        ValueError: tuples of another length than sizes, or with a value that is not below its
+            size. NaN and +inf logits raise in sample, log_prob, entropy and what builds on them.
+    """
+
+    def __init__(
+        self,
+        legal: LegalActions,
+        conditionals: Conditionals,
+        sizes: list[int],
+        validate_args: bool | None = None,
+    ) -> None:
+        if len(sizes) != legal.actions.shape[1]:
+            raise ValueError(
+                f"legal tuples have {legal.actions.shape[1]} values, but there are "
+                f"{len(sizes)} sizes: the spec is that of other lists"
+            )
+        for slot, (bound, size) in enumerate(zip(legal.sizes, sizes, strict=True)):
+            if bound > size:
+                raise ValueError(
+                    f"legal tuples have values up to {bound - 1} in slot {slot}, but its size is "
+                    f"{size}: the spec is that of other lists"
+                )
+        self.legal = legal
+        self._conditionals = conditionals
+        self._with_graph = torch.is_grad_enabled()
+        self._sizes = sizes
+        self._path: _Path | None = None  # the last one
+        self._enumerated: tuple[LegalCategorical, bool] | None = None  # and whether it has a graph
+        super().__init__(
+            torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
+        )
+
+    @property
+    def mode(self) -> Tensor:
+        """(B, H) int64: the most probable tuple of each row, not the most probable path."""
+        with torch.no_grad():
+            return self.enumerated().mode
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws tuples: sample_shape S -> (*S, B, H) int64, value by value for S = ().
+
+        Raises:
+            ValueError: a NaN or +inf logit.
+        """
+        self._draws()
+        if torch.Size(sample_shape):
+            return self.enumerated().sample(sample_shape)
+        return self._along(None).actions.clone()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of tuples by the same conditionals; -inf for one that is not listed.
+
+        Args:
+            value: (*S, B, H), any integer or whole-float dtype.
+
+        Returns:
+            (*S, B) float32 or better.
+
+        Raises:
+            ValueError: a wrong shape, a NaN or +inf logit, or (under validate_args) a value that is
+                no whole number.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        value = self.legal.whole(value)
+        if value.ndim != 2:
+            return self.enumerated().log_prob(value)
+        return self._along(value).log_prob
+
+    def entropy(self) -> Tensor:
+        """(B,) entropy in nats, exact, by enumeration of the legal lists.
+
+        Raises:
+            ValueError: a NaN or +inf logit.
+        """
+        return self.enumerated().entropy()
+
+    def path_entropy(self, value: Tensor) -> Tensor:
+        """(B,) sum of the entropies of the conditionals along the path of ``value`` (B, H).
+
+        This is the entropy that sequential heads are commonly trained with. If the tuple was drawn
+        from this distribution, it is a one-sample estimate of :meth:`entropy`: right on average
+        (the chain rule of entropy), with a variance. Its gradient is not that of the entropy even
+        on average, since it leaves out how the path itself depends on the parameters.
+
+        Raises:
+            ValueError: a wrong shape, or a NaN or +inf logit.
+        """
+        value = self.legal.whole(value)
+        if value.ndim != 2:
+            raise ValueError(f"actions must be (B, H), got {tuple(value.shape)}")
+        return self._along(value).entropy
+
+    def tempered(self, temperature: float | Tensor) -> LegalCategorical:
+        """p(a)^(1/t) of whole tuples, as LegalCategorical.tempered, by enumeration."""
+        return self.enumerated().tempered(temperature)
+
+    def top(self, k: int) -> LegalCategorical:
+        """The k most probable tuples of each row, as LegalCategorical.top, by enumeration."""
+        return self.enumerated().top(k)
+
+    def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
+        """(1 - eps) p(a) + eps / D of whole tuples, as LegalCategorical.smoothed."""
+        return self.enumerated().smoothed(epsilon)
+
+    def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
+        """k distinct tuples a row, as LegalCategorical.sample_without_replacement."""
+        self._draws()
+        return self.enumerated().sample_without_replacement(k)
+
+    def __getitem__(self, rows: Any) -> LegalCategorical:
+        """The distribution of some rows, as LegalCategorical's, by enumeration."""
+        return self.enumerated()[rows]
+
+    def enumerated(self) -> LegalCategorical:
+        """The same distribution as one categorical over the distinct legal tuples.
+
+        Each prefix of a legal tuple is scored once, however many tuples share it.
+
+        Raises:
+            ValueError: a NaN or +inf logit.
+        """
+        learning = self._learning()
+        if self._enumerated is None or self._enumerated[1] != learning:
+            with self._full_precision(), torch.set_grad_enabled(learning):
+                self._enumerated = self._enumerate(), learning
+        return self._enumerated[0]
+
+    def _enumerate(self) -> LegalCategorical:
+        legal = self.legal.distinct()
+        groups = legal.rows  # (N,) the prefix of each tuple
+        rows = torch.arange(len(legal), device=groups.device)  # (G,) the row of each prefix
+        primaries = torch.zeros_like(rows)
+        context = self._conditionals.start()
+        total = torch.zeros_like(groups, dtype=context.dtype)
+        for slot, size in enumerate(self._sizes):
+            keys = groups * size + legal.actions[:, slot]
+            choices, behind, found = _continuing(keys, len(rows), size)
+            logits = self._conditionals.logits(slot, context, rows, primaries, choices, behind)
+            choice = _Choice(choices, logits, partial(_place, rows, slot))
+            choice._check_scores()
+            groups = torch.searchsorted(found, keys)
+            total = total + choice.logits.index_select(0, groups)
+            if slot + 1 < len(self._sizes):
+                parents, values = choices.rows, choices.actions[:, 0]
+                rows = rows.index_select(0, parents)
+                primaries = primaries.index_select(0, parents) if slot else values
+                context = context.index_select(0, parents)
+                context = self._conditionals.extend(slot, context, rows, primaries, values)
+        return LegalCategorical(legal, total, self._validate_args)
+
+    def _learning(self) -> bool:
+        # Made without a graph, the contexts have none: that of the rest would be half of it.
+        return self._with_graph and torch.is_grad_enabled()
+
+    def _full_precision(self) -> torch.autocast:
+        # The conditionals are asked wherever the trainer asks for a log-prob, also inside autocast.
+        return torch.autocast(self.legal.rows.device.type, enabled=False)
+
+    def _along(self, given: Tensor | None) -> _Path:
+        """The path of given tuples (B, H), or of drawn ones; the last one is remembered."""
+        learning = self._learning()
+        path = self._path
+        if (
+            given is not None
+            and path is not None
+            and path.learning == learning
+            and torch.equal(path.actions, given)
+        ):
+            return path
+        with self._full_precision(), torch.set_grad_enabled(learning):
+            self._path = self._walk(given, learning)
+        return self._path
+
+    def _walk(self, given: Tensor | None, learning: bool) -> _Path:
+        legal = self.legal.distinct()
+        groups, actions = legal.rows, legal.actions  # of the tuples that go on
+        rows = torch.arange(len(self.legal), device=groups.device)
+        primaries = torch.zeros_like(rows)
+        context = self._conditionals.start()
+        values, scored = [], []
+        for slot, size in enumerate(self._sizes):
+            choices, behind, _ = _continuing(groups * size + actions[:, slot], len(rows), size)
+            logits = self._conditionals.logits(slot, context, rows, primaries, choices, behind)
+            scored.append((choices, logits))
+            value = self._draw(slot, choices, logits) if given is None else given[:, slot]
+            values.append(value)
+            if slot + 1 < len(self._sizes):
+                follow = value.index_select(0, groups) == actions[:, slot]
+                at = follow.nonzero().squeeze(1)
+                groups, actions = groups.index_select(0, at), actions.index_select(0, at)
+                # What is not listed leads nowhere, and may be no value of the spec at all.
+                value = value if given is None else value.clamp(0, size - 1)
+                primaries = primaries if slot else value
+                context = self._conditionals.extend(slot, context, rows, primaries, value)
+        return self._sum_up(torch.stack(values), scored, learning)
+
+    def _draw(self, slot: int, choices: LegalActions, logits: Tensor) -> Tensor:
+        """(B,) one value a row; the no-op's where nothing can be chosen."""
+        noop = self.legal.noop[slot]
+        if not len(logits):
+            return noop.repeat(len(choices))
+        at = draw(log_softmax(logits, choices)[1], choices, torch.Size())
+        return torch.where(choices.counts > 0, choices.actions[:, 0].index_select(0, at), noop)
+
+    def _sum_up(
+        self, values: Tensor, scored: Sequence[tuple[LegalActions, Tensor]], learning: bool
+    ) -> _Path:
+        """What all slots say of values (H, B): one categorical for each slot of each row."""
+        slots, batch = values.shape
+        counts = torch.cat([choices.counts for choices, _ in scored])
+        packing = (
+            torch.cat([choices.rows + slot * batch for slot, (choices, _) in enumerate(scored)]),
+            counts.cumsum(0) - counts,
+        )
+        every = _Choice(
+            LegalActions.trusted(
+                torch.cat([choices.actions for choices, _ in scored]),
+                counts,
+                self.legal.noop.new_zeros(1),
+                sizes=[max(self._sizes)],
+                distinct=True,
+                packing=packing,
+            ),
+            torch.cat([logits for _, logits in scored]),
+            lambda prefix: (prefix % batch, prefix // batch),
+        )
+        log_prob = every.log_prob(values.view(-1, 1)).view(slots, batch).sum(0)
+        empty = self.legal.counts == 0
+        is_noop = (values == self.legal.noop.unsqueeze(1)).all(0)
+        of_empty = torch.where(is_noop, 0.0, -torch.inf).to(log_prob.dtype)
+        return _Path(
+            values.t(),
+            torch.where(empty, of_empty, log_prob),
+            every.entropy().view(slots, batch).sum(0),
+            learning,
+        )
+
+
+def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, Tensor, Tensor]:
+    """With which values tuples go on.
+
+    Args:
+        keys: (n,) of each tuple, its prefix * size + its next value.
+        prefixes: G.
+        size: exclusive bound on the values.
+
+    Returns:
+        G rows of n values in all, each listed once and ascending; (n,) how many of the tuples have
+        each of them; (n,) their keys, ascending.
+    """
+    found, tuples = counted(keys, prefixes * size)
+    parents = torch.div(found, size, rounding_mode="floor")
+    counts = torch.bincount(parents, minlength=prefixes)
+    choices = LegalActions.trusted(
+        (found - parents * size).unsqueeze(1),
+        counts,
+        keys.new_zeros(1),
+        sizes=[size],
+        distinct=True,
+        packing=(parents, counts.cumsum(0) - counts),
+    )
+    return choices, tuples, found
+
+
+def _place(rows: Tensor, slot: int, prefix: int) -> tuple[int, int]:
+    return int(rows[prefix]), slot
+
+
+class _Choice(LegalCategorical):
+    """Categoricals over the next value, whose complaints name row and slot."""
+
+    def __init__(
+        self, choices: LegalActions, logits: Tensor, place: Callable[[int], tuple[int, int]]
+    ) -> None:
+        super().__init__(choices, logits, validate_args=False)
+        self._place = place  # row and slot of a prefix
+
+    def _whose_score(self, n: int) -> str:
+        row, slot = self._place(int(self.legal.rows[n]))
+        return f"row {row}: the logit of value {int(self.legal.actions[n, 0])} in slot {slot}"
+
+
+@register_kl(LegalAutoregressive, LegalAutoregressive)  # type: ignore[untyped-decorator]
+def _kl(p: LegalAutoregressive, q: LegalAutoregressive) -> Tensor:
+    """(B,) KL(p || q) in nats, exact, by enumeration."""
+    divergence: Tensor = torch.distributions.kl_divergence(p.enumerated(), q.enumerated())
+    return divergence
