@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -25,6 +26,14 @@ from tcg_flatpolicy.wrapping import env_attribute
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+def _of_its_own(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The same function with code of its own: torch.compile keeps 8 graphs at most of each code."""
+    assert isinstance(method, FunctionType)
+    code, name = method.__code__.replace(co_name=method.__name__), method.__name__
+    own = FunctionType(code, method.__globals__, name, method.__defaults__, method.__closure__)
+    return functools.update_wrapper(own, method)
 
 
 def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -45,7 +54,7 @@ def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
             return method(*arguments, **named)
 
-    return call
+    return _of_its_own(call)
 
 
 class Policy(ActorCritic):
@@ -75,6 +84,11 @@ class Policy(ActorCritic):
     """
 
     is_continuous = False
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        for name in ("forward", "forward_eval"):
+            setattr(cls, name, _of_its_own(getattr(cls, name)))
 
     def __init__(
         self,
