@@ -261,7 +261,7 @@ class LegalCategorical(OverLegalTuples):
         top = row_max(logits.detach(), legal).index_select(0, legal.rows)
         below = (logits - top).masked_fill(none, 0.0)  # the mode stays at 0, however small t is
         # By the reciprocal: what is so far below that it overflows has then no gradient of NaN.
-        sharpness = t.double().reciprocal().clamp(max=torch.finfo(torch.float64).max)
+        sharpness = t.double().clamp(min=1e-150).reciprocal()
         scaled = (below.double() * sharpness.index_select(0, legal.rows)).to(below.dtype)
         return self._derive(legal, scaled.masked_fill(none, -torch.inf))
 
@@ -346,7 +346,15 @@ class LegalCategorical(OverLegalTuples):
 
     @cached_property
     def _scores_are_sound(self) -> bool:
-        return not bool(self._totals.isnan().any())
+        try:
+            return not bool(self._totals.isnan().any())
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise RuntimeError(
+                "a LegalCategorical cannot be inside torch.vmap, since its cost follows the "
+                "numbers in a tensor: make one of all rows"
+            ) from error
 
     def _check_scores(self) -> None:
         if not self._scores_are_sound:
@@ -371,8 +379,8 @@ def at_least_one(k: int) -> int:
         TypeError: no whole number.
         ValueError: below 1.
     """
-    if isinstance(k, bool):
-        raise TypeError(f"k must be a whole number, got {k}")
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise TypeError(f"k must be a whole number, got {k!r}")
     k = operator.index(k)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")

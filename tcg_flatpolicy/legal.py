@@ -500,7 +500,7 @@ def _own_counts(given: Tensor, most: int, what: str) -> Tensor:
     outside = (counts < 0) | (counts > most)
     if outside.any():
         row = int(outside.nonzero()[0])
-        raise ValueError(f"row {row}: count {int(given[row])} must lie in 0..{most}, {what}")
+        raise ValueError(f"row {row}: count {given[row].tolist()} must lie in 0..{most}, {what}")
     return counts
 
 

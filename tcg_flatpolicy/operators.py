@@ -80,29 +80,42 @@ class Operator:
         """The result, with gradients for the floats."""
         if torch.compiler.is_compiling():
             result: Tensor = self.op(list(floats), list(others), list(sizes))[0]
+        elif not torch.is_grad_enabled():
+            result = self.forward(list(floats), list(others), list(sizes))[0]
         else:
-            result = _Eager.apply(self, len(floats), sizes, *floats, *others)  # type: ignore[no-untyped-call]
+            result = _Eager.apply(self, len(floats), sizes, *floats, *others)[0]  # type: ignore[no-untyped-call]
         return result
 
 
 class _Eager(torch.autograd.Function):
+    """In the two parts that torch.func.grad asks for."""
+
     @staticmethod
     def forward(
-        ctx: Any, operator: Operator, floats: int, sizes: Sequence[int], *tensors: Tensor
-    ) -> Tensor:
-        ctx.operator, ctx.sizes, ctx.counts = operator, sizes, (floats, len(tensors) - floats)
-        result, *saved = operator.forward(
-            list(tensors[:floats]), list(tensors[floats:]), list(sizes)
-        )
-        ctx.save_for_backward(*tensors, result, *saved)
-        return result
+        operator: Operator, floats: int, sizes: Sequence[int], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(operator.forward(list(tensors[:floats]), list(tensors[floats:]), list(sizes)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.operator, floats, ctx.sizes, *tensors = inputs
+        ctx.counts = floats, len(tensors) - floats
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *of_saved: Tensor) -> tuple[Tensor | None, ...]:
         floats, others, saved = _split(ctx.saved_tensors, ctx.counts)
         grads = ctx.operator.backward(grad, floats, others, list(ctx.sizes), saved)
         return None, None, None, *grads, *([None] * len(others))
+
+    @staticmethod
+    def vmap(*arguments: Any) -> Any:
+        raise RuntimeError(
+            "a head cannot be inside torch.vmap, since its cost follows the numbers in a tensor: "
+            "call it once with all rows as one batch"
+        )
 
 
 def _split(

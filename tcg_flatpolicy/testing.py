@@ -51,31 +51,48 @@ Lists: TypeAlias = list[list[Action]]
 # ---- specs
 
 
-def plain_roles(max_size: int = 4) -> st.SearchStrategy[Index | Entity]:
-    """An Index or an Entity."""
+def plain_roles(
+    max_size: int = 4, kinds: Sequence[type[Role]] = (Index, Entity)
+) -> st.SearchStrategy[Role]:
+    """A role of one of the kinds: Index and Entity, or classes of your own."""
     return st.builds(
         lambda kind, name, size: kind(name, size),
-        st.sampled_from([Index, Entity]),
+        st.sampled_from(list(kinds)),
         st.sampled_from("abc"),
         st.integers(1, max_size),
     )
 
 
-def roles(max_size: int = 4) -> st.SearchStrategy[Role]:
-    """Any role of a slot; ``max_size`` is that of an Index or Entity, also within a OneOf."""
-    plain = plain_roles(max_size)
+def roles(
+    max_size: int = 4, kinds: Sequence[type[Role]] = (Index, Entity)
+) -> st.SearchStrategy[Role]:
+    """Any role of a slot; ``max_size`` is that of a single role, also within a OneOf."""
+    plain = plain_roles(max_size, kinds)
     return plain | st.lists(plain, min_size=1, max_size=3).map(lambda parts: OneOf(*parts))
 
 
 @st.composite
 def specs(
-    draw: st.DrawFn, max_primaries: int = 4, max_slots: int = 3, max_size: int = 4
+    draw: st.DrawFn,
+    max_primaries: int = 4,
+    max_slots: int = 3,
+    max_size: int = 4,
+    kinds: Sequence[type[Role]] = (Index, Entity),
 ) -> ActionSpec:
-    """Specs with gaps between ids, ids out of order, and a no-op of their own."""
+    """Specs with gaps between ids, ids out of order, and a no-op of their own.
+
+    Args:
+        max_primaries: most primaries.
+        max_slots: most slots of a primary.
+        max_size: most values of a single role.
+        kinds: classes of roles; those of your own are called with name and size.
+    """
     count = draw(st.integers(1, max_primaries))
     ids = draw(st.lists(st.integers(0, 9), min_size=count, max_size=count, unique=True))
     primaries = [
-        Primary(f"p{number}", *draw(st.lists(roles(max_size), max_size=max_slots)), id=number)
+        Primary(
+            f"p{number}", *draw(st.lists(roles(max_size, kinds), max_size=max_slots)), id=number
+        )
         for number in ids
     ]
     nvec = ActionSpec(primaries).nvec.tolist()

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -1159,3 +1160,116 @@ def test_probabilities_are_float32_under_autocast() -> None:
     for name, value in quantities(outside, actions).items():
         assert inside[name].dtype == torch.float32
         assert torch.equal(inside[name], value), name
+
+
+# ---- what hostile tests found
+
+
+def test_draws_are_legal_beyond_eight_million_rows() -> None:
+    rows = 2**23 + 3
+    counts = torch.full((rows,), 2)
+    actions = torch.stack([torch.arange(2 * rows) % 2, torch.arange(2 * rows) % 7], dim=1)
+    legal = LegalActions.trusted(actions, counts, torch.zeros(2, dtype=torch.int64))
+    torch.manual_seed(0)
+    scores = torch.tensor([0.0, -1.0]).repeat(rows)
+    drawn = LegalCategorical(legal, scores).sample()
+    pairs = actions.view(rows, 2, 2)
+    first = (drawn == pairs[:, 0]).all(1)
+    assert (first | (drawn == pairs[:, 1]).all(1)).all()
+    share = 1 / (1 + math.exp(-1))
+    tail = first[-(2**20) :]
+    for some in (first, tail):
+        off = abs(float(some.double().mean()) - share)
+        assert off < 5 * math.sqrt(share * (1 - share) / len(some))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lowest", [-1e38, -1e30, -50.0])
+def test_a_temperature_and_an_epsilon_have_finite_gradients(
+    lowest: float, dtype: torch.dtype
+) -> None:
+    legal = LegalActions.from_lists([[(0,), (1,), (2,)]])
+    scores = torch.tensor([lowest, 0.0, -1.0], dtype=dtype, requires_grad=True)
+    for values in ((0.01, 1.0), (1e-40 if dtype == torch.float32 else 1e-300, 0.0), (2.0, 0.5)):
+        t, e = (torch.tensor(value, dtype=dtype, requires_grad=True) for value in values)
+        for dist in (
+            LegalCategorical(legal, scores).tempered(t),
+            LegalCategorical(legal, scores).smoothed(e),
+        ):
+            loss = dist.entropy().sum() + dist.log_prob(torch.tensor([[1]])).sum()
+            for grad in torch.autograd.grad(loss, [scores, t, e], allow_unused=True):
+                assert grad is None or grad.isfinite().all()
+
+
+def test_smoothing_is_exact_to_first_order() -> None:
+    legal = LegalActions.from_lists([[(0,), (1,), (1,), (2,)], [(0,)], [(3,), (4,)]])
+    scores = torch.tensor([0.3, -1.0, 0.5, 2.0, 0.1, -3.0, 3.0], dtype=torch.float64)
+
+    def log_probs(scores: Tensor, t: Tensor, e: Tensor) -> Tensor:
+        return LegalCategorical(legal, scores).tempered(t).smoothed(e).logits
+
+    for e in (1e-9, 0.3, 1.0):
+        inputs = [
+            scores.clone().requires_grad_(),
+            torch.tensor(1.7, dtype=torch.float64, requires_grad=True),
+            torch.tensor(e, dtype=torch.float64, requires_grad=e < 1),
+        ]
+        assert torch.autograd.gradcheck(log_probs, inputs, eps=1e-7 if e > 1e-6 else 1e-10)
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-6, 0.01, 0.5, 1.0])
+def test_smoothing_keeps_its_digits(epsilon: float) -> None:
+    legal = LegalActions.from_lists([[(value,) for value in range(4)]])
+    scores = torch.tensor([0.0, -20.0, -60.0, -200.0])
+    exact = torch.softmax(scores.double(), 0)
+    wanted = ((1 - epsilon) * exact + epsilon / 4).log()
+    got = LegalCategorical(legal, scores).smoothed(epsilon).logits
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_a_distribution() -> None:
+    legal = LegalActions.from_lists([[(0,), (1,), (1,)], [], [(3,), (4,)]])
+    scores = torch.tensor([0.3, -1.0, 0.5, 2.0, 0.1], requires_grad=True)
+    dist = LegalCategorical(legal, scores)
+    for rows in (torch.tensor([True, False, True]), torch.tensor([2, 0, 2]), slice(1, None)):
+        part = dist[rows]
+        torch.testing.assert_close(part.entropy(), dist.entropy()[rows])
+        actions = torch.tensor([[1], [0], [4]])
+        torch.testing.assert_close(part.log_prob(actions[rows]), dist.log_prob(actions)[rows])
+    (mine,) = torch.autograd.grad(dist[1:].entropy().sum(), scores, retain_graph=True)
+    (theirs,) = torch.autograd.grad(dist.entropy()[1:].sum(), scores)
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_who_must_know_of_draws_is_told_once_of_each() -> None:
+    legal = LegalActions.from_lists([[(0,), (1,)]])
+    dist = LegalCategorical(legal, torch.zeros(2))
+    told: list[int] = []
+    dist.drew = lambda: told.append(1)
+    dist.sample()
+    dist.sample((3,))
+    dist.sample_without_replacement(1)
+    assert len(told) == 3
+    for derived in (dist.tempered(2.0), dist.smoothed(0.1), dist.top(1), dist[:1]):
+        derived.sample()
+    dist.log_prob(dist.mode)
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("k", [1.5, True, "2"])
+def test_a_number_of_tuples_is_a_whole_number(k: Any) -> None:
+    dist = LegalCategorical(LegalActions.from_lists([[(0,)]]), torch.zeros(1))
+    for method in (dist.top, dist.sample_without_replacement):
+        with pytest.raises(TypeError, match=r"^k must be a whole number, got "):
+            method(k)
+
+
+def test_torch_func_has_gradients_and_no_vmap() -> None:
+    legal = LegalActions.from_lists([[(0,), (1,)]])
+    scores = torch.tensor([0.0, 1.0])
+    grad = torch.func.grad(lambda s: LegalCategorical(legal, s).entropy().sum())(scores)
+    scores.requires_grad_()
+    (wanted,) = torch.autograd.grad(LegalCategorical(legal, scores).entropy().sum(), scores)
+    torch.testing.assert_close(grad, wanted)
+    with pytest.raises(RuntimeError, match=r"cannot be inside torch\.vmap.*: make one of all rows"):
+        torch.vmap(lambda s: LegalCategorical(legal, s).entropy())(torch.zeros(3, 2))

@@ -1,6 +1,7 @@
 """Packed legal lists against plain Python lists and sets."""
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -562,17 +563,17 @@ SPEC = ActionSpec.from_nvec([2, 3])
         (
             lambda: LegalActions.from_lists([[(0.5, 1)]]),  # type: ignore[list-item]
             TypeError,
-            r"^action values must be whole numbers, got float64$",
+            r"^row 0: \(0\.5, 1\) must be a tuple of whole numbers; a batch is a list of rows",
         ),
         (
             lambda: LegalActions.from_lists([[(True, False)]]),
             TypeError,
-            r"^action values must be whole numbers, got bool$",
+            r"^row 0: \(True, False\) must be a tuple of whole numbers",
         ),
         (
             lambda: LegalActions.from_lists([[("a", "b")]]),  # type: ignore[list-item]
             TypeError,
-            r"^action values must be whole numbers, got <U1$",
+            r"^row 0: \('a', 'b'\) must be a tuple of whole numbers",
         ),
         (
             lambda: LegalActions.from_lists([[(0, 0)]], noop=(0,)),
@@ -582,12 +583,12 @@ SPEC = ActionSpec.from_nvec([2, 3])
         (
             lambda: LegalActions.from_lists([[(0, 0)]], noop=(0, 0.5)),  # type: ignore[arg-type]
             TypeError,
-            r"^noop must be integers, got torch\.float64$",
+            r"^noop: \(0, 0\.5\) must be a tuple of whole numbers",
         ),
         (
             lambda: LegalActions.from_lists([[(0, 0)], []], noop=(0, -1)),
             ValueError,
-            r"noop.*negative",
+            r"noop \(0, -1\) must lie in 0\.\.",
         ),
         # the constructor
         (
@@ -626,12 +627,12 @@ SPEC = ActionSpec.from_nvec([2, 3])
             r"^counts must be \(B,\), got \(1, 1\)$",
         ),
         (
-            lambda: LegalActions(ints(3, 2), ints(1), ints(3)),
+            lambda: LegalActions(ints(3, 2), torch.tensor([3]), ints(3)),
             ValueError,
             r"^noop must be \(2,\), got \(3,\)$",
         ),
         (
-            lambda: LegalActions(ints(3, 2), ints(1), torch.zeros(2)),
+            lambda: LegalActions(ints(3, 2), torch.tensor([3]), torch.zeros(2)),
             TypeError,
             r"^noop must be integers, got torch\.float32$",
         ),
@@ -641,9 +642,9 @@ SPEC = ActionSpec.from_nvec([2, 3])
             r"^counts sum to 2, but there are 3 actions$",
         ),
         (
-            lambda: LegalActions(ints(3, 2), torch.tensor([4, -1])),
+            lambda: LegalActions(ints(3, 2), torch.tensor([3, -1])),
             ValueError,
-            r"^row 1: count -1 must not be negative$",
+            r"^row 1: count -1 must lie in 0\.\.3, the number of actions$",
         ),
         (
             lambda: LegalActions(torch.tensor([[0, 0], [-5, 0]]), torch.tensor([1, 0, 1])),
@@ -674,12 +675,12 @@ SPEC = ActionSpec.from_nvec([2, 3])
         (
             lambda: LegalActions.from_padded(ints(2, 2, 3), torch.tensor([2, 3])),
             ValueError,
-            r"^row 1: count 3 must not lie outside 0\.\.2, the padded length$",
+            r"^row 1: count 3 must lie in 0\.\.2, the padded length$",
         ),
         (
             lambda: LegalActions.from_padded(ints(2, 2, 3), torch.tensor([-1, 1])),
             ValueError,
-            r"^row 0: count -1 must not lie outside 0\.\.2",
+            r"^row 0: count -1 must lie in 0\.\.2",
         ),
         (
             lambda: LegalActions.from_padded(torch.tensor([[[0, 0], [0, -1]]]), torch.tensor([2])),
@@ -775,3 +776,103 @@ SPEC = ActionSpec.from_nvec([2, 3])
 def test_errors(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+# ---- what hostile tests found
+
+
+@pytest.mark.parametrize("way", ["padded", "constructor", "lists", "mask"])
+def test_lists_do_not_follow_the_caller_s_memory(way: str) -> None:
+    spec = ActionSpec.from_nvec([2, 4], noop=(1, 3))
+    actions, counts = torch.tensor([[1, 1], [0, 2]]), torch.tensor([1, 0, 1])
+    noop = torch.tensor([1, 3])
+    if way == "padded":
+        actions = torch.tensor([[[1, 1], [1, 3]], [[0, 0], [0, 0]], [[0, 2], [0, 0]]])
+        legal = LegalActions.from_padded(actions, counts, noop)
+    elif way == "constructor":
+        legal = LegalActions(actions, counts, noop)
+    elif way == "lists":
+        legal = LegalActions.from_lists([[(1, 1)], [], [(0, 2)]], noop=noop.tolist())
+    else:
+        mask = LegalActions(actions, counts, noop).to_mask(spec)
+        legal = LegalActions.from_mask(mask, spec)
+        mask.fill_(True)
+        legal.noop[0] = 0
+        assert spec.noop.tolist() == [1, 3]
+        legal.noop[0] = 1
+    counts.fill_(2)
+    actions.fill_(3)
+    noop.fill_(0)
+    assert legal.to_lists() == [[(1, 1)], [], [(0, 2)]]
+    assert legal.noop.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("lists", "error", "message"),
+    [
+        ([(0, 1), (1, 2)], TypeError, "row 0: 0 must be a tuple of whole numbers; a batch is a li"),
+        ("ab", TypeError, "row 0: 'a' must be a tuple of whole numbers"),
+        ([["ab"]], TypeError, "row 0: 'ab' must be a tuple of whole numbers"),
+        ([[(0, 1)], [(0, 2**64)]], ValueError, "row 1: (0, 18446744073709551616) holds a value be"),
+        ([[(0, 1)], [(0, 1, 2)]], ValueError, "row 1: (0, 1, 2) has 3 values, not 2"),
+    ],
+)
+def test_lists_that_are_none(lists: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^" + re.escape(message)):
+        LegalActions.from_lists(lists)
+
+
+def test_unsigned_numbers_beyond_int64() -> None:
+    huge = torch.from_numpy(np.array([2**63 + 1], np.uint64))
+    with pytest.raises(ValueError, match=r"^row 0: count 9223372036854775809 must lie in 0\.\.2"):
+        LegalActions.from_padded(ints(1, 2, 2), huge)
+    with pytest.raises(
+        ValueError, match=r"^row 0: action \(9223372036854775809,\) is beyond int64"
+    ):
+        LegalActions(huge.view(1, 1), torch.tensor([1]))
+
+
+def test_a_mask_that_would_fill_the_memory_is_refused() -> None:
+    spec = ActionSpec.from_nvec([1000, 1000, 10_000])
+    legal = LegalActions.from_lists([[(0, 0, 0)]] * 100)
+    with pytest.raises(ValueError, match=r"100 rows by 10000000000 ids takes .*take fewer rows at"):
+        legal.to_mask(spec)
+
+
+@given(legal_lists(actions_below([3, 4])), st.data())
+def test_rows_can_be_chosen(lists: Lists, data: st.DataObject) -> None:
+    legal = LegalActions.from_lists(lists, slots=1)
+    mask = data.draw(st.lists(st.booleans(), min_size=len(lists), max_size=len(lists)))
+    assert legal[torch.tensor(mask, dtype=torch.bool)].to_lists() == [
+        row for row, kept in zip(lists, mask, strict=True) if kept
+    ]
+    assert legal[1:].to_lists() == lists[1:]
+    if lists:
+        numbers = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=6))
+        chosen, at, rows = legal.select(torch.tensor(numbers, dtype=torch.int64))
+        assert chosen.to_lists() == [lists[number] for number in numbers]
+        assert rows.tolist() == numbers
+        assert torch.equal(legal.actions[at], chosen.actions)
+    with pytest.raises(IndexError):
+        legal[torch.tensor([len(lists)])]
+    with pytest.raises(TypeError, match=r"^rows are chosen by"):
+        legal[torch.zeros(1)]
+
+
+@given(legal_lists(actions_below([3, 4])), st.integers(1, 2**60))
+def test_ids_of_large_values_are_ordered_as_the_tuples_are(lists: Lists, scale: int) -> None:
+    """Beyond 2**63 ids are made of ranks: equal where tuples are, in their order."""
+    most = max((value for row in lists for action in row for value in action), default=1)
+    scale = min(scale, (2**63 - 1) // max(most, 1))
+    large = [[tuple(value * scale for value in action) for action in row] for row in lists]
+    legal = LegalActions.from_lists(large, slots=1)
+    flat = [action for row in large for action in row]
+    ids = legal.ids.tolist()
+    for a, one in zip(flat, ids, strict=True):
+        for b, other in zip(flat, ids, strict=True):
+            assert (a < b, a == b) == (one < other, one == other)
+    assert legal.distinct().to_lists() == [list(dict.fromkeys(row)) for row in large]
+    for row, actions in enumerate(large):
+        for action in actions:
+            asked = torch.tensor([action] * len(large))
+            assert bool(legal.contains(asked)[row])

@@ -75,9 +75,36 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_an_action_space_of_other_sizes_is_refused(env: Bandit) -> None:
-    env.single_action_space = gymnasium.spaces.MultiDiscrete([3, 5, 9])
-    with pytest.raises(ValueError, match=r"MultiDiscrete\(\[3, 5, 5\]\)"):
-        fp.FlatPolicy(env)
+    for sizes in ([3, 4, 9], [3, 5], [3, 5, 5, 5]):
+        env.single_action_space = gymnasium.spaces.MultiDiscrete(sizes)
+        with pytest.raises(
+            ValueError, match=r"need MultiDiscrete\(\[3, 5, 5\]\), .*set single_act"
+        ):
+            fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+
+
+def test_a_larger_action_space_is_accepted(env: Bandit) -> None:
+    """A real engine's: MultiDiscrete [24, 50, 50, 50], of which its spec uses [24, 30, 6, 2]."""
+    env.single_action_space = gymnasium.spaces.MultiDiscrete([3, 50, 9], dtype=np.int32)
+    policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    env.reset(seed=1)
+    actions = policy.forward_eval(torch.as_tensor(env.observations))[0].sample()
+    assert actions.dtype == torch.int32
+
+
+def test_two_specs_or_layouts_that_disagree_are_both_named(env: Bandit) -> None:
+    encoder = BanditEncoder(env.legal_layout)
+    other = fp.ActionSpec([fp.Primary("rest"), fp.Primary("hit", fp.Index("unit", 5))])
+    with pytest.raises(
+        ValueError, match=r"two specs disagree: spec= is .*0 rest, 1 hit.*, the envi"
+    ):
+        fp.FlatPolicy(env, spec=other, encoder=encoder)
+    layout = fp.LegalLayout.from_dtype(BANDIT_DTYPE, "n", "legal")
+    assert fp.FlatPolicy(env, spec=BANDIT_SPEC, layout=layout, encoder=encoder).spec == BANDIT_SPEC
+    dtype = np.dtype([("y", "u1"), ("inner", BANDIT_DTYPE)])
+    moved = fp.LegalLayout.from_dtype(dtype, "inner.n", "inner.legal")
+    with pytest.raises(ValueError, match=r"two layouts disagree: layout= is .*, the environment's"):
+        fp.FlatPolicy(env, layout=moved, encoder=encoder)
 
 
 def test_an_action_space_that_does_not_start_at_zero_is_refused(env: Bandit) -> None:
@@ -87,8 +114,9 @@ def test_an_action_space_that_does_not_start_at_zero_is_refused(env: Bandit) -> 
 
 
 def test_a_spec_that_does_not_fit_the_layout_is_refused(env: Bandit) -> None:
+    layout = fp.LegalLayout.from_dtype(BANDIT_DTYPE, "n", "legal")
     with pytest.raises(ValueError, match="3 values, the spec's 4"):
-        fp.FlatPolicy(spec=fp.ActionSpec.from_nvec([3, 5, 5, 5]), layout=env.legal_layout)
+        fp.FlatPolicy(spec=fp.ActionSpec.from_nvec([3, 5, 5, 5]), layout=layout)
 
 
 def test_an_encoder_must_declare_its_sizes(env: Bandit) -> None:

@@ -234,3 +234,15 @@ def test_inputs_of_another_shape_than_declared() -> None:
         scorer(hidden, {**entities, "ally": entities["ally"][:, :2]}, legal)
     with pytest.raises(ValueError, match="gave no entities 'enemy'"):
         scorer(hidden, {"ally": entities["ally"]}, legal)
+
+
+def test_torch_func_has_gradients_and_no_vmap() -> None:
+    scorer = TupleScorer(SPEC, 7, SIZES, width=5)
+    legal = legal_of(1, 3, 5)
+    hidden, entities = inputs(3)
+    grad = torch.func.grad(lambda h: scorer(h, entities, legal).square().sum())(hidden)
+    hidden.requires_grad_()
+    (wanted,) = torch.autograd.grad(scorer(hidden, entities, legal).square().sum(), hidden)
+    torch.testing.assert_close(grad, wanted)
+    with pytest.raises(RuntimeError, match=r"cannot be inside torch\.vmap.*as one batch"):
+        torch.vmap(lambda h: scorer(h, entities, legal))(torch.zeros(2, 3, 7))

@@ -57,12 +57,10 @@ class Wire:
 class Scripted:
     """A vector environment that shows the same lists in every state."""
 
-    legal_layout = LAYOUT
-
     def __init__(
         self, lists: Any = LISTS, masks: Any = None, teacher: bool = True, layout: Any = LAYOUT
     ) -> None:
-        self.lists, self.teacher = lists, teacher
+        self.lists, self.teacher, self.legal_layout = lists, teacher, layout
         self.observations = np.zeros((len(lists), layout.dtype.itemsize), np.uint8)
         layout.write(self.observations, lists)
         self.masks = np.ones(len(lists), bool) if masks is None else np.array(masks)
@@ -505,8 +503,10 @@ def test_it_forwards_all_else_and_can_be_copied() -> None:
 
 def test_what_it_needs_to_be_told() -> None:
     bare = object()
-    with pytest.raises(ValueError, match=r"needs layout=.*object has no legal_layout"):
+    with pytest.raises(ValueError, match=r"needs spec=.*object has no action_spec"):
         LegalityMonitor(bare)
+    with pytest.raises(ValueError, match=r"needs layout=.*object has no legal_layout"):
+        LegalityMonitor(bare, spec=BANDIT_SPEC)
     without = fp.LegalLayout.from_dtype(BANDIT_DTYPE, "n", "legal")
     with pytest.raises(ValueError, match=r"needs spec=.*from_nvec"):
         LegalityMonitor(bare, layout=without)

@@ -15,14 +15,14 @@ from tcg_flatpolicy.app.settings import GAME, Settings
 from tcg_flatpolicy.app.train import make_policy, trained_policy
 from tcg_flatpolicy.heads import HEADS
 from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.meaning import layout_of, meaning, spec_of
 from tcg_flatpolicy.provenance import write_whole
 from tcg_flatpolicy.puffer import Policy
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env
 from tcg_flatpolicy.verify.findings import Report, merged
-from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows, meaning
-from tcg_flatpolicy.wrapping import env_attribute
+from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows
 
 ESSENCE_WARS = "essence_wars"
 """Name of `GAME` on the command line."""
@@ -261,12 +261,12 @@ def _policy(
 def _untrained(head: str, env: Any, given: Given, built_in: bool) -> Policy:
     if built_in:
         return make_policy(Settings(head=head), env)
-    if given["layout"] is None and env_attribute(env, "legal_layout") is None:
+    if given["layout"] is None and layout_of(env) is None:
         raise ValueError(
             f"--policy {head} reads the list from observations: name where it is with --layout"
         )
     with one_line(f"--policy {head} cannot be made for this environment"):
-        spec, layout = meaning(None, env, **given)
+        spec, layout = meaning(env, **given)
         encoder = LearnedEntities(layout, spec)
         return Policy(env, head=head, spec=spec, layout=layout, encoder=encoder)
 
@@ -311,16 +311,13 @@ def _given(options: argparse.Namespace, env: Any) -> Given:
             with one_line(f"--layout {options.layout}(env) failed"):
                 layout = layout(env)
         _check_kind("--layout", options.layout, layout, LegalLayout)
-    own = env_attribute(env, "legal_layout")
-    if layout is None and own is None and options.legal_actions is None:
+    if layout is None and layout_of(env) is None and options.legal_actions is None:
         raise ValueError(
             f"{options.env} has no attribute legal_layout: give it one, or name it with --layout "
             "module:attr, for a Dict observation --layout count,list (its keys), or "
             "--legal-actions module:function"
         )
-    known = [spec, env_attribute(env, "action_spec")]
-    known += [getattr(one, "spec", None) for one in (layout, own)]
-    if all(one is None for one in known):
+    if spec_of(env, spec=spec, layout=layout if isinstance(layout, LegalLayout) else None) is None:
         raise ValueError(
             f"{options.env} has no attribute action_spec: give it one, or name it with --spec "
             "module:attr"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.heads import HeadFactory
 from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.meaning import action_dtype, meaning
 from tcg_flatpolicy.memory import Carried
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
@@ -79,8 +79,9 @@ class Policy(ActorCritic):
             empty raises.
 
     Raises:
-        ValueError: no spec or layout anywhere, a spec that does not fit the layout or the action
-            space, an Entity that the encoder does not embed, or a head of unknown name.
+        ValueError: no spec or layout anywhere, two that disagree, a spec that does not fit the
+            layout or the action space, an Entity that the encoder does not embed, or a head of
+            unknown name.
     """
 
     is_continuous = False
@@ -103,11 +104,11 @@ class Policy(ActorCritic):
         invalid: str = "raise",
         **memory: Any,
     ) -> None:
-        spec = spec or _from_env(env, "action_spec", "spec")
-        action_dtype = _action_dtype(env, spec)
+        spec, layout = meaning(env, spec=spec, layout=layout)
+        dtype = action_dtype(env, spec)
         super().__init__(
             spec,
-            layout or _from_env(env, "legal_layout", "layout"),
+            layout,
             head=head,
             encoder=encoder,
             hidden_size=hidden_size,
@@ -115,7 +116,7 @@ class Policy(ActorCritic):
             invalid=invalid,
             **memory,
         )
-        self._action_dtype = action_dtype
+        self._action_dtype = dtype
         self._encoded: list[tuple[Tensor, Mapping[str, Tensor]]] = []
 
     @_fresh_weights
@@ -345,29 +346,3 @@ class RecurrentPolicy(Policy):
 def _shaped(values: Tensor, observations: Tensor) -> Tensor:
     """(B, 1) values, or (S, T) of segments."""
     return values if observations.ndim == 2 else values.view(observations.shape[:2])
-
-
-def _from_env(env: Any, attribute: str, argument: str) -> Any:
-    found = env_attribute(env, attribute)
-    if found is None:
-        raise ValueError(
-            f"a policy needs {argument}=...: {type(env).__name__} has no {attribute}, nor does "
-            "what it wraps"
-        )
-    return found
-
-
-def _action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
-    """The dtype of the environment's action space, whose sizes must be the spec's."""
-    space = env_attribute(env, "single_action_space")
-    if space is None:
-        return torch.int64
-    nvec = getattr(space, "nvec", None)
-    start = getattr(space, "start", 0)
-    if nvec is None or np.any(start) or np.asarray(nvec).tolist() != spec.nvec.tolist():
-        raise ValueError(
-            f"the environment's action space is {space}, the spec's tuples need "
-            f"MultiDiscrete({spec.nvec.tolist()})"
-        )
-    dtype: torch.dtype = getattr(torch, space.dtype.name)
-    return dtype

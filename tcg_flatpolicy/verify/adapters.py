@@ -43,6 +43,7 @@ import torch
 
 from tcg_flatpolicy.fields import resolve
 from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.meaning import layout_of
 from tcg_flatpolicy.spec import ActionSpec, IntArray
 from tcg_flatpolicy.wrapping import env_layers, is_emulation, layer_with, steps_emulated
 
@@ -761,9 +762,8 @@ def reader_for(
     """
     if legal_actions is not None:
         return CallableReader(legal_actions, spec.slots)
-    if layout is None:
-        layer = layer_with(env, "legal_layout")
-        layout = None if layer is None else layer.legal_layout
+    if layout is None or isinstance(layout, LegalLayout):
+        layout = layout_of(env, layout=layout)
     if isinstance(layout, Sequence):
         keys = [layout] if isinstance(layout, str) else list(layout)
         if len(keys) != 2 or not all(isinstance(key, str) for key in keys):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.meaning import spec_of
 from tcg_flatpolicy.spec import ActionSpec, IntArray
 from tcg_flatpolicy.verify.adapters import (
     Adapter,
@@ -133,12 +134,7 @@ def audit_env(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if spec is None and isinstance(layout, LegalLayout):
-        spec = layout.spec
-    spec = spec or env_attribute(env, "action_spec")
-    if spec is None:
-        found = env_attribute(env, "legal_layout") if layout is None else None
-        spec = getattr(found, "spec", None)
+    spec = spec_of(env, spec=spec, layout=layout if isinstance(layout, LegalLayout) else None)
     if spec is None:
         raise ValueError(
             f"{type(env).__name__} has no action_spec, and its layout no spec; pass spec="

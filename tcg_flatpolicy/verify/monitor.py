@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tcg_flatpolicy.fields import Field
 from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.meaning import meaning
 from tcg_flatpolicy.spec import ActionSpec, IntArray
 from tcg_flatpolicy.verify.findings import Report
-from tcg_flatpolicy.wrapping import env_attribute
 
 NEAREST = 5
 """How many legal tuples a message names."""
@@ -170,20 +170,8 @@ class LegalityMonitor:
         if keep < 0:
             raise ValueError(f"keep must not be negative, got {keep}")
         self.vecenv = vecenv
-        layout = env_attribute(vecenv, "legal_layout") if layout is None else layout
-        if layout is None:
-            raise ValueError(
-                f"a monitor needs layout=...: {type(vecenv).__name__} has no legal_layout, nor "
-                "does what it wraps; LegalLayout.from_env or from_dtype makes one"
-            )
-        spec = spec or layout.spec or env_attribute(vecenv, "action_spec")
-        if spec is None:
-            raise ValueError(
-                f"a monitor needs spec=...: neither {layout} nor {type(vecenv).__name__} has one; "
-                "ActionSpec.from_nvec(nvec) will do where only the sizes are known"
-            )
-        self.spec: ActionSpec = spec
-        self.layout: LegalLayout = layout.with_spec(spec)
+        self.spec, self.layout = meaning(vecenv, spec=spec, layout=layout, who="a monitor")
+        spec = self.spec
         self.on_illegal = on_illegal
         self.keep = keep
         self.illegal: list[IllegalAction] = []

@@ -20,10 +20,10 @@ from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.encoders import Encoding, FieldEncoder
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.meaning import meaning, policy_layers
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB, LegalNormal, RecurrentPolicy
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
-from tcg_flatpolicy.wrapping import env_attribute
 
 SEGMENT = 16
 """Steps of a segment: a recurrent policy starts each from a zero state, as in PuffeRL."""
@@ -126,7 +126,7 @@ def audit_policy(
     if isinstance(layout, Sequence):
         count, actions = layout
         layout = LegalLayout.from_env(env, count, actions, spec)
-    spec, layout = meaning(policy, env, spec, layout)
+    spec, layout = meaning(env, policy, spec, layout, "an audit")
     report = Report(f"policy {type(policy).__name__} on {type(env).__name__}, seed {seed}")
     asked = Asked(policy, is_recurrent(policy) if recurrent is None else recurrent)
     buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}
@@ -217,51 +217,13 @@ class LearnedEntities(FieldEncoder):
         )
 
 
-def meaning(
-    policy: Any, env: Any, spec: ActionSpec | None = None, layout: LegalLayout | None = None
-) -> tuple[ActionSpec, LegalLayout]:
-    """Spec and layout: as given, else the policy's or what it wraps, else the environment's.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for layer in _policy_layers(policy):
-        found = getattr(layer, "spec", None)
-        spec = spec or (found if isinstance(found, ActionSpec) else None)
-        at = getattr(layer, "layout", None)
-        layout = layout or (at if isinstance(at, LegalLayout) else None)
-    layout = layout or env_attribute(env, "legal_layout")
-    spec = spec or env_attribute(env, "action_spec") or (layout.spec if layout else None)
-    for name, attribute, value in (
-        ("spec", "action_spec", spec),
-        ("layout", "legal_layout", layout),
-    ):
-        if value is None:
-            raise ValueError(
-                f"neither has {type(policy).__name__} a {name} nor {type(env).__name__} the "
-                f"attribute {attribute}: give {name}=..."
-            )
-    assert spec is not None
-    assert layout is not None
-    return spec, layout.with_spec(spec)
-
-
 def is_recurrent(policy: nn.Module) -> bool:
     """Whether a policy has PufferLib's interface of recurrent ones, as far as one can see."""
     return any(
         isinstance(layer, RecurrentPolicy)
         or (hasattr(layer, "hidden_size") and (hasattr(layer, "lstm") or hasattr(layer, "cell")))
-        for layer in _policy_layers(policy)
+        for layer in policy_layers(policy)
     )
-
-
-def _policy_layers(policy: Any) -> Iterator[Any]:
-    """A policy and what it wraps, as LSTMWrapper and torch.compile do."""
-    seen: set[int] = set()
-    while policy is not None and id(policy) not in seen:
-        seen.add(id(policy))
-        yield policy
-        policy = getattr(policy, "_orig_mod", None) or getattr(policy, "policy", None)
 
 
 def exploration_changed(error: RuntimeError) -> bool:
@@ -325,7 +287,7 @@ class Asked:
         if self.recurrent:
             size = next(
                 int(layer.hidden_size)
-                for layer in _policy_layers(self.policy)
+                for layer in policy_layers(self.policy)
                 if hasattr(layer, "hidden_size")
             )
             for name in ("lstm_h", "lstm_c"):

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.meaning import meaning
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
-from tcg_flatpolicy.verify.policy import Asked, exploration_changed, in_words, meaning
+from tcg_flatpolicy.verify.policy import Asked, exploration_changed, in_words
 from tcg_flatpolicy.wrapping import env_layers
 
 RATIO_TOLERANCE = 1e-3
@@ -107,7 +108,7 @@ class _Audit:
         )
         self.spec = self.layout = None
         try:
-            self.spec, self.layout = meaning(self.policy, trainer.vecenv, spec, layout)
+            self.spec, self.layout = meaning(trainer.vecenv, self.policy, spec, layout, "an audit")
         except ValueError as error:
             for check in (IDLE, STORED, ARRIVED):
                 self.report.skip(check, str(error))
