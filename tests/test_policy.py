@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pufferlib
+import pufferlib.vector
 import pytest
 import torch
 from torch import Tensor, nn
@@ -499,3 +500,64 @@ def test_a_policy_made_on_meta_is_whole_once_its_state_is_loaded(kind: Any) -> N
         other.forward_eval(observations)[0].distribution.logits, expected.distribution.logits
     )
     assert other.exploration.numbers.tolist() == [1.5, 0.25]
+
+
+ONE = fp.ActionSpec.from_nvec([5])
+ONE_DTYPE = np.dtype([("x", np.float32, 3), ("legal", np.uint8, (5, 1)), ("n", np.uint8)])
+
+
+class OneNumber(pufferlib.PufferEnv):
+    """A spec of one value, as PettingZoo's and OpenSpiel's games have it: Discrete."""
+
+    single_action_space: Any = gymnasium.spaces.Discrete(5)
+
+    def __init__(self, num_agents: int = 8, buf: Any = None, seed: int = 0) -> None:
+        self.action_spec = ONE
+        self.legal_layout = fp.LegalLayout.from_dtype(ONE_DTYPE, "n", "legal", spec=ONE)
+        size = ONE_DTYPE.itemsize
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (size,), np.uint8)
+        self.num_agents, self.rng = num_agents, np.random.default_rng(seed)
+        super().__init__(buf)
+
+    def show(self) -> None:
+        lists = [
+            [(v,) for v in range(5) if self.rng.random() < 0.6] for _ in range(self.num_agents)
+        ]
+        self.legal_layout.write(self.observations, lists)
+
+    def reset(self, seed: int | None = None) -> Any:
+        self.show()
+        return self.observations, []
+
+    def step(self, actions: Any) -> Any:
+        self.show()
+        self.terminals[:] = True
+        return self.observations, self.rewards, self.terminals, self.truncations, []
+
+    def close(self) -> None: ...
+
+
+class OneColumn(OneNumber):
+    single_action_space = ONE.action_space
+
+
+@pytest.mark.integration
+def test_a_discrete_action_space_is_taken_and_the_trainer_s_limit_is_said(trainers: Any) -> None:
+    def made(kind: Any) -> Any:
+        return pufferlib.vector.make(kind, backend=pufferlib.vector.Serial, num_envs=1)
+
+    env = OneNumber()
+    env.reset()
+    face, _ = fp.FlatPolicy(env).forward_eval(torch.as_tensor(env.observations))
+    assert face.distribution.legal.contains(face.sample()).all()
+    vecenv = made(OneNumber)
+    with pytest.raises(RuntimeError, match=r"is Discrete: set .* MultiDiscrete\(\[5\]\), and take"):
+        trainers(vecenv, fp.FlatPolicy(vecenv.driver_env)).evaluate()
+    vecenv = made(OneColumn)
+    trainer = trainers(vecenv, fp.FlatPolicy(vecenv.driver_env))
+    trainer.evaluate()
+    trainer.train()
+    torch.testing.assert_close(trainer.ratio, torch.ones_like(trainer.ratio), rtol=0, atol=1e-5)
+    env.single_action_space = gymnasium.spaces.Discrete(4)
+    with pytest.raises(ValueError, match=r"or to Discrete\(5\)$"):
+        fp.FlatPolicy(env)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
+import gymnasium
 import torch
 from torch import Tensor, nn
 
@@ -117,6 +118,8 @@ class Policy(ActorCritic):
             **memory,
         )
         self._action_dtype = dtype
+        space = env_attribute(env, "single_action_space")
+        self._discrete = isinstance(space, gymnasium.spaces.Discrete)
         self._encoded: list[tuple[Tensor, Mapping[str, Tensor]]] = []
 
     @_fresh_weights
@@ -221,6 +224,12 @@ class Policy(ActorCritic):
         if state is not None and not (hasattr(state, "get") and hasattr(state, "__setitem__")):
             raise TypeError(
                 f"state must be a dict with lstm_h and lstm_c, or None, got {type(state).__name__}"
+            )
+        if self._discrete and state and "env_id" in state:
+            raise RuntimeError(
+                "PufferLib's trainer stores and clips tuples, and the action space is Discrete: "
+                "set the environment's single_action_space to its action_spec.action_space, "
+                f"MultiDiscrete({self.spec.nvec.tolist()}), and take actions[:, 0] in step"
             )
         if not self.recurrent:
             if self.training and state and state.get("lstm_h") is not None:
