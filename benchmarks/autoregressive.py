@@ -74,11 +74,14 @@ def index_path(head: fp.AutoregressiveHead, legal: fp.LegalActions, actions: Ten
         kinds = []
         if slot:
             own = head.slot(slot)
-            places = own.places[:, primaries[prefixes] * own.values + values]
-            chosen = own.places[:, primaries * own.values + actions[:, slot]]
-            for name, place, of_row in zip(own.names, places, chosen, strict=True):
-                some, rows = (place >= 0).nonzero()[:, 0], (of_row >= 0).nonzero()[:, 0]
-                things = 0 if name is None else head.entity_sizes[name][0]
+            ranges = head.addresses.look_up_slot(primaries[prefixes], slot - 1, values)
+            of_rows = head.addresses.look_up_slot(primaries, slot - 1, actions[:, slot])
+            place = values + own.offset[ranges]
+            of_row = actions[:, slot] + own.offset[of_rows]
+            for number, kind in enumerate(own.kinds):
+                some = (own.kind[ranges] == number).nonzero()[:, 0]
+                rows = (own.kind[of_rows] == number).nonzero()[:, 0]
+                things = 0 if kind.name is None else head.entity_sizes[kind.name][0]
                 kinds.append(
                     Kind(
                         some,
@@ -116,13 +119,14 @@ def floor(
             own = head.slot(slot)
             query = (context + head.primary_rows[slot - 1].index_select(0, primaries)).relu()
             logits = query.new_zeros(len(at.prefixes))
-            for kind, name, keys in zip(at.kinds, own.names, own.keys, strict=True):
+            names = [kind.name for kind in own.kinds]
+            for kind, name, keys in zip(at.kinds, names, own.keys, strict=True):
                 table, queries = (keys, query) if name is None else (things[name], query @ keys)
                 products = queries.index_select(0, kind.prefixes) * table.index_select(
                     0, kind.keys_at
                 )
                 logits = logits.index_copy(0, kind.choices, products.sum(1))
-            for kind, name, rows in zip(at.kinds, own.names, own.rows, strict=False):
+            for kind, name, rows in zip(at.kinds, names, own.rows, strict=False):
                 if name is None:
                     added = rows.index_select(0, kind.chosen_at)
                 else:
