@@ -146,9 +146,11 @@ CODES: dict[str, Code] = {
     ),
     "P05": Code(
         "a stored action has another log-prob when it is replayed",
-        "dropout, batch norm, or state that the observation does not hold",
+        "dropout, batch norm, running statistics that change in every forward, or state that the "
+        "observation does not hold",
         "the importance ratio is off 1 before any update",
-        "let the policy depend on the observation and the weights alone",
+        "let the policy depend on the observation and the weights alone; replace batch norm and "
+        "running statistics by layer norm or fp.encoders.RunningNorm, and leave dropout out",
     ),
     "P06": Code(
         "probabilities of the listed actions do not sum to 1",
@@ -197,9 +199,11 @@ CODES: dict[str, Code] = {
     "T01": Code(
         "the importance ratio is not 1 before the first update",
         "recurrent training with batch_size other than agents times horizon; exploration changed "
-        "in between; weights that autocast had cast before they changed",
+        "in between; dropout, batch norm, running statistics that change in every forward; weights "
+        "that autocast had cast before they changed",
         "PPO's clipping works on noise; learning is slow or stalls",
-        "batch_size = agents * horizon for recurrent policies; explore() before evaluate(); "
+        "batch_size = agents * horizon for recurrent policies; explore() before evaluate(); layer "
+        "norm or fp.encoders.RunningNorm in place of batch norm and running statistics, no dropout; "
         "autocast without its cache",
     ),
     "T02": Code(
