@@ -34,6 +34,24 @@ class _WholeTuples(Constraint):
         return ((value == value.floor()) & value.isfinite()).all(-1)
 
 
+class UnsoundScore(ValueError):
+    """A score is NaN or +inf.
+
+    Attributes:
+        row: of the batch.
+        what: the score, in words.
+        score: its value.
+    """
+
+    def __init__(self, row: int, what: str, score: float, why: str | None = None) -> None:
+        self.row, self.what, self.score = row, what, score
+        why = why or "look for a diverged network (learning rate, unnormalised observations)"
+        super().__init__(f"{what} is {score}; it must be finite or -inf: {why}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.row, self.what, self.score)
+
+
 class TupleDistribution(Protocol):
     """What a head returns: a distribution over tuples, batch_shape (B,), event_shape (H,).
 
@@ -360,16 +378,13 @@ class LegalCategorical(OverLegalTuples):
         if not self._scores_are_sound:
             _, scores = self._given
             n = int((scores.isnan() | (scores == torch.inf)).nonzero()[0])
-            raise ValueError(
-                f"{self._whose_score(n)} is {scores[n].item()}; it must be finite or -inf. Look "
-                "for a diverged network (learning rate, unnormalised observations)"
-            )
+            raise UnsoundScore(*self._whose_score(n), scores[n].item())
 
-    def _whose_score(self, n: int) -> str:
+    def _whose_score(self, n: int) -> tuple[int, str]:
+        """The row of a score, and what it is of."""
         legal, _ = self._given
-        return (
-            f"row {int(legal.rows[n])}: the score of legal tuple {tuple(legal.actions[n].tolist())}"
-        )
+        row = int(legal.rows[n])
+        return row, f"row {row}: the score of legal tuple {tuple(legal.actions[n].tolist())}"
 
 
 def at_least_one(k: int) -> int:

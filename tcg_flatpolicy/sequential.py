@@ -364,9 +364,10 @@ class _Choice(LegalCategorical):
         super().__init__(choices, logits, validate_args=False)
         self._place = place  # row and slot of a prefix
 
-    def _whose_score(self, n: int) -> str:
+    def _whose_score(self, n: int) -> tuple[int, str]:
         row, slot = self._place(int(self.legal.rows[n]))
-        return f"row {row}: the logit of value {int(self.legal.actions[n, 0])} in slot {slot}"
+        value = int(self.legal.actions[n, 0])
+        return row, f"row {row}: the logit of value {value} in slot {slot}"
 
 
 @register_kl(LegalAutoregressive, LegalAutoregressive)  # type: ignore[untyped-decorator]

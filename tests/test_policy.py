@@ -561,3 +561,49 @@ def test_a_discrete_action_space_is_taken_and_the_trainer_s_limit_is_said(traine
     env.single_action_space = gymnasium.spaces.Discrete(4)
     with pytest.raises(ValueError, match=r"or to Discrete\(5\)$"):
         fp.FlatPolicy(env)
+
+
+@pytest.mark.parametrize("head", ["flat", "autoregressive"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -1e300])
+def test_a_number_that_no_network_survives_names_its_field(number: float, head: str) -> None:
+    me = np.dtype([("hp", np.float64, 3), ("mana", np.int32)])
+    dtype = np.dtype([("n", np.uint8), ("legal", np.uint8, (4, 2)), ("me", me)], align=True)
+    spec = fp.ActionSpec.from_nvec([2, 3])
+    layout = fp.LegalLayout.from_dtype(dtype, "n", "legal", spec=spec)
+    policy = fp.Policy(spec=spec, layout=layout, hidden_size=8, head=head)
+    records = np.zeros(3, dtype)
+    data = torch.as_tensor(records.view(np.uint8).reshape(3, -1).copy())
+    layout.write(data.numpy(), [[(0, 1), (1, 2)]] * 3)
+    layout.field(data, "me.hp")[1, 2] = number
+    face, _ = policy.forward_eval(data)
+    for ask in (face.sample, lambda: face.log_prob(torch.zeros(3, 2)), face[1:].sample):
+        with pytest.raises(
+            ValueError, match=r"row [01]: .* is nan.*: the observation's field 'me.hp'"
+        ):
+            ask()
+    with torch.no_grad():
+        policy.value.weight.fill_(0)
+        for weight in policy.head.parameters():
+            weight.fill_(torch.nan)
+    layout.field(data, "me.hp").zero_()
+    with pytest.raises(ValueError, match=r"row 0: .* is nan.*: look for a diverged network"):
+        policy.forward_eval(data)[0].sample()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "parameter", "assign"])
+def test_a_compiled_recurrent_policy_reads_weights_that_were_replaced(kind: str) -> None:
+    env, observations = observed(4)
+    policy = fp.RecurrentPolicy(env, encoder=BanditEncoder(env.legal_layout))
+    compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
+    segments = observations.view(2, 2, -1)
+    before = compiled(segments)[1]
+    size = policy.hidden_size
+    if kind == "lstm":
+        policy.lstm = nn.LSTM(size, size)
+    elif kind == "parameter":
+        policy.lstm.weight_hh_l0 = nn.Parameter(torch.randn(4 * size, size))
+    else:
+        policy.lstm.load_state_dict(nn.LSTM(size, size).state_dict(), assign=True)
+    after = compiled(segments)[1]
+    assert (after - before).abs().max() > 1e-4
+    torch.testing.assert_close(after, policy(segments)[1])

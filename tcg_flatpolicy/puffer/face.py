@@ -9,15 +9,20 @@ actions to the bounds of the joint action space, which legal tuples are within.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from tcg_flatpolicy.distribution import TupleDistribution
+from tcg_flatpolicy.distribution import TupleDistribution, UnsoundScore
 from tcg_flatpolicy.exploration import Exploration
+from tcg_flatpolicy.layout import LegalLayout
+
+HUGE = 1e30
+"""A number that float32 arithmetic of a network does not survive."""
 
 
 class LegalNormal(Normal):
@@ -32,6 +37,7 @@ class LegalNormal(Normal):
             about; the distribution's own if left out.
         exploration: is told of draws and updates, with the settings that it has now.
         training: whether draws are part of a rollout.
+        seen: a layout and the observations (B, columns), to find what a score of NaN comes from.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class LegalNormal(Normal):
         entropy_of: Callable[[Tensor], Tensor] | None = None,
         exploration: Exploration | None = None,
         training: bool = False,
+        seen: tuple[LegalLayout, Tensor] | None = None,
     ) -> None:
         # Not Normal.__init__: there is no scale. loc is read for its first dimension alone.
         self._distribution = distribution
@@ -50,6 +57,7 @@ class LegalNormal(Normal):
         self._exploration, self._training, self._drawn = exploration, training, False
         # The object, not its numbers: a compiled graph would be compiled again for others.
         self._settings = None if exploration is None else exploration.settings
+        self._seen = seen
         self._actions: Tensor | None = None
         Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
 
@@ -68,7 +76,8 @@ class LegalNormal(Normal):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """(*S, B, H) legal tuples in the action space's dtype."""
         self._drew()
-        actions = self._distribution.sample(sample_shape).to(self.action_dtype)
+        with self._naming_fields():
+            actions = self._distribution.sample(sample_shape).to(self.action_dtype)
         self._keep(actions)
         return actions
 
@@ -85,12 +94,14 @@ class LegalNormal(Normal):
             assert self._settings is not None
             self._exploration.check_update(self._settings)
         self._keep(value)
-        return self._distribution.log_prob(value).unsqueeze(-1)
+        with self._naming_fields():
+            return self._distribution.log_prob(value).unsqueeze(-1)
 
     def entropy(self) -> Tensor:
         """(B, 1): the trainer sums over dimension 1."""
         if self._entropy_of is None:
-            return self._distribution.entropy().unsqueeze(-1)
+            with self._naming_fields():
+                return self._distribution.entropy().unsqueeze(-1)
         if self._actions is None:
             raise RuntimeError(
                 "this head's entropy is an estimate from a tuple: draw one, or ask for a log_prob, "
@@ -102,9 +113,29 @@ class LegalNormal(Normal):
         some: Any = self._distribution
         if not hasattr(some, "__getitem__"):
             raise TypeError(f"{type(some).__name__} has no rows to choose: it needs __getitem__")
-        face = LegalNormal(some[rows], self.action_dtype, None, self._exploration, self._training)
+        seen = self._seen and (self._seen[0], self._seen[1][rows])
+        face = LegalNormal(
+            some[rows], self.action_dtype, None, self._exploration, self._training, seen
+        )
         face._settings, face._drawn = self._settings, self._drawn
         return face
+
+    @contextlib.contextmanager
+    def _naming_fields(self) -> Iterator[None]:
+        """Says of a score that is unsound which field of its observation is, too."""
+        try:
+            yield
+        except UnsoundScore as error:
+            if self._seen is None:
+                raise
+            layout, observations = self._seen
+            for field in layout.fields():
+                values = layout.field(observations[error.row : error.row + 1], field.name)
+                wrong = ~(values.abs() < HUGE) if values.is_floating_point() else values != values
+                if wrong.any():
+                    why = f"the observation's field {field.name!r} holds {values[wrong][0].item()}"
+                    raise UnsoundScore(error.row, error.what, error.score, why) from None
+            raise
 
     def _drew(self) -> None:
         self._drawn = True

@@ -264,8 +264,14 @@ class Policy(ActorCritic):
         entropy_of = None
         if getattr(self.head, "path_entropy", False):
             entropy_of = getattr(decided.distribution, "path_entropy", None)
+        rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
         face = LegalNormal(
-            decided.distribution, self._action_dtype, entropy_of, self.exploration, self.training
+            decided.distribution,
+            self._action_dtype,
+            entropy_of,
+            self.exploration,
+            self.training,
+            (self.layout, rows),
         )
         return face, _shaped(decided.value, observations)
 

@@ -203,7 +203,7 @@ CODES: dict[str, Code] = {
         "that autocast had cast before they changed",
         "PPO's clipping works on noise; learning is slow or stalls",
         "batch_size = agents * horizon for recurrent policies; explore() before evaluate(); layer "
-        "norm or fp.encoders.RunningNorm in place of batch norm and running statistics, no dropout; "
+        "norm or fp.encoders.RunningNorm for batch norm and running statistics; no dropout; "
         "autocast without its cache",
     ),
     "T02": Code(
