@@ -566,7 +566,7 @@ def test_a_discrete_action_space_is_taken_and_the_trainer_s_limit_is_said(traine
 @pytest.mark.parametrize("head", ["flat", "autoregressive"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -1e300])
 def test_a_number_that_no_network_survives_names_its_field(number: float, head: str) -> None:
-    me = np.dtype([("hp", np.float64, 3), ("mana", np.int32)])
+    me = np.dtype([("hp", np.float64, 3), ("mana", np.int32)], align=True)
     dtype = np.dtype([("n", np.uint8), ("legal", np.uint8, (4, 2)), ("me", me)], align=True)
     spec = fp.ActionSpec.from_nvec([2, 3])
     layout = fp.LegalLayout.from_dtype(dtype, "n", "legal", spec=spec)
@@ -576,7 +576,7 @@ def test_a_number_that_no_network_survives_names_its_field(number: float, head: 
     layout.write(data.numpy(), [[(0, 1), (1, 2)]] * 3)
     layout.field(data, "me.hp")[1, 2] = number
     face, _ = policy.forward_eval(data)
-    for ask in (face.sample, lambda: face.log_prob(torch.zeros(3, 2)), face[1:].sample):
+    for ask in (face.sample, lambda: face.log_prob(torch.zeros(3, 2)), lambda: face[1:].sample()):
         with pytest.raises(
             ValueError, match=r"row [01]: .* is nan.*: the observation's field 'me.hp'"
         ):

@@ -114,9 +114,9 @@ class LegalNormal(Normal):
         if not hasattr(some, "__getitem__"):
             raise TypeError(f"{type(some).__name__} has no rows to choose: it needs __getitem__")
         seen = self._seen and (self._seen[0], self._seen[1][rows])
-        face = LegalNormal(
-            some[rows], self.action_dtype, None, self._exploration, self._training, seen
-        )
+        with self._naming_fields():
+            chosen = some[rows]
+        face = LegalNormal(chosen, self.action_dtype, None, self._exploration, self._training, seen)
         face._settings, face._drawn = self._settings, self._drawn
         return face
 
