@@ -130,3 +130,29 @@ def test_under_the_trainer_the_ratio_is_one(trainers: Any, recurrent: bool) -> N
         torch.testing.assert_close(trainer.ratio, torch.ones_like(trainer.ratio), rtol=0, atol=1e-5)
     assert not torch.equal(means[0], means[1])
     assert not torch.equal(means[1], means[2])
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    norm = RunningNorm(2)
+    rollout(norm, *batches_of(rank))
+    update(norm, torch.zeros(1, 2))
+    rollout(norm, torch.zeros(0, 2))
+    torch.save([norm.mean, norm.scale], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def batches_of(rank: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(rank)
+    return [torch.randn(5 + 3 * rank, 2, generator=random) * (1 + rank) + 4 for _ in range(2)]
+
+
+def test_several_processes_have_the_statistics_of_all(tmp_path: Any) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    every = torch.cat([batch for rank in range(2) for batch in batches_of(rank)]).double()
+    wanted = [every.mean(0), (every.var(0, correction=0) + 1e-5).rsqrt()]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), wanted)

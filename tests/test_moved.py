@@ -33,6 +33,7 @@ OLD = {
     ),
     "tcg_flatpolicy.puffer_next": "NextGenerationPolicy FLOAT32_EXACT",
     "tcg_flatpolicy.resume": "trainer_state restore_trainer",
+    "tcg_flatpolicy.heads.sequential": "LegalAutoregressive Conditionals",
 }
 
 
