@@ -23,6 +23,9 @@ from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.packing import distinct
 from tcg_flatpolicy.spec import ActionSpec, Part, Role
 
+WHOLE = 2**14
+"""Up to so many values of all learned parts are projected, listed or not."""
+
 TABULATED = 2**16
 """Up to so many (primary, value) of a slot have their part in a table."""
 
@@ -225,7 +228,7 @@ class Things(NamedTuple):
     place: Tensor
     """(N, slots) int64: which of the M things stands in each slot."""
     chosen: Tensor
-    """(M,) int64: the row of each thing in its source."""
+    """(M,) int64: the row of each thing in its source; of learned ones, among its own."""
     bounds: Tensor
     """(parts + 2,) int64: where the things of each part begin among the M. The first part is that
     of unused slots, whose one thing is a row of zeros."""
@@ -254,7 +257,6 @@ class RowTable(Addresses):
     things_a_row: Tensor
     edges: Tensor
     edges_a_state: Tensor
-    begins: Tensor
 
     def __init__(self, spec: ActionSpec, entity_sizes: Mapping[str, tuple[int, int]]) -> None:
         super().__init__(spec)
@@ -264,14 +266,13 @@ class RowTable(Addresses):
         shift: dict[Part, int] = {}
         shift_a_state: dict[Part, int] = {}
         things_a_row: dict[Part, int] = {}
-        # Of each part, that of unused slots first: where its keys begin, and its rows.
-        edges, edges_a_state, begins = [0], [0], [0]
+        # Where the keys of each part begin, that of unused slots first.
+        edges, edges_a_state = [0], [0]
         static, of_state = 1, 0
         for source in (*self.learned, *self.encoded):
             for part in source.parts:
                 edges.append(static)
                 edges_a_state.append(of_state)
-                begins.append(source.begin if source.features is None else 0)
                 shift[part] = static - part.start
                 if source.rows:
                     static += source.size
@@ -288,15 +289,15 @@ class RowTable(Addresses):
         self.derive("things_a_row", self.tabulate(things_a_row))
         self.derive("edges", np.array([*edges, static]))
         self.derive("edges_a_state", np.array([*edges_a_state, of_state]))
-        self.derive("begins", np.array(begins))
-        # Groups of parts whose things are rows of one matrix, which a mixed source has of its own.
-        plain = sum(len(source.parts) for source in self.learned if source.features is None)
-        self._mixed = [source for source in self.learned if source.features is not None]
-        self._groups = [plain] * bool(plain) + [-len(source.parts) for source in self._mixed]
-        self._groups += [len(source.parts) for source in self.encoded]
-        for number, source in enumerate(self._mixed):
-            assert source.features is not None
-            self.derive(f"features{number}", source.features.numpy())
+        # Of each source: how many parts it has, negative where its vectors are features.
+        signs = [-1 if source.features is not None else 1 for source in self.learned]
+        self._counts = [
+            sign * len(source.parts) for sign, source in zip(signs, self.learned, strict=True)
+        ]
+        self._counts += [len(source.parts) for source in self.encoded]
+        for number, source in enumerate(self.learned):
+            if source.features is not None:
+                self.derive(f"features{number}", source.features.numpy())
 
     def find(self, legal: LegalActions, places: Tensor) -> Things:
         """What legal tuples, whose primaries have ``places`` (N,), hold."""
@@ -308,8 +309,10 @@ class RowTable(Addresses):
             a_row = self.things_a_row.index_select(0, ranges).view_as(values)
             keys = keys + a_row * legal.rows.unsqueeze(1)
         edges = self.edges + batch * self.edges_a_state
+        # A few values are projected in one product of their table, listed or not.
+        whole = self.static if self.static <= max(WHOLE, keys.numel()) else 0
         find = _find_op if torch.compiler.is_compiling() else _find
-        return Things(*find(keys, edges, self.begins, self.static + batch * self.of_state))
+        return Things(*find(keys, edges, whole, self.static + batch * self.of_state))
 
     def project(
         self,
@@ -333,14 +336,9 @@ class RowTable(Addresses):
         Returns:
             (R + M, W), in float32 or better.
         """
-        vectors = [entities[str(source.name)].flatten(0, 1) for source in self.encoded]
-        projections, features = list(entity_projections), []
-        if learned is not None and learned_projections is not None:
-            if self._groups[0] > 0:
-                vectors.insert(0, learned)
-            of_learned = self._side_by_side(learned, learned_projections, above[0].shape[1])
-            projections = of_learned + projections
-            features = self._features()
+        vectors, projections, features = self._learned(learned, learned_projections, above[0])
+        vectors += [entities[str(source.name)].flatten(0, 1) for source in self.encoded]
+        projections += entity_projections
         if projections:
             dtype, device = projections[0].dtype, things.place.device.type
             if torch.is_autocast_enabled(device):
@@ -351,22 +349,33 @@ class RowTable(Addresses):
         return _project(
             [*map(wide, above), *vectors, *projections],
             [things.chosen, things.bounds, *features],
-            [len(above), *self._groups],
+            [len(above), *self._counts],
         )
 
-    def _features(self) -> list[Tensor]:
-        return [self.get_buffer(f"features{number}") for number in range(len(self._mixed))]
+    def _learned(
+        self, learned: Tensor | None, projections: Tensor | None, like: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of the learned sources: rows of plain ones, projections of all, features of the others.
 
-    def _side_by_side(self, learned: Tensor, projections: Tensor, width: int) -> list[Tensor]:
-        """The projection of each learned group: that of plain rows first."""
-        if not self._mixed:
-            return [projections]
-        columns = [len(source.parts) * width for source in self._mixed]
-        plain, *mixed = projections.split([projections.shape[1] - sum(columns), *columns], dim=1)
-        found = [plain] if plain.shape[1] else []
-        for source, projection in zip(self._mixed, mixed, strict=True):
-            found.append(learned[source.begin : source.begin + source.rows] @ projection)
-        return found
+        The projection of features is that of the rows that they weigh.
+        """
+        vectors: list[Tensor] = []
+        of_each: list[Tensor] = []
+        features: list[Tensor] = []
+        if learned is None or projections is None:
+            return vectors, of_each, features
+        columns = [len(source.parts) * like.shape[1] for source in self.learned]
+        for number, (source, projection) in enumerate(
+            zip(self.learned, projections.split(columns, dim=1), strict=True)
+        ):
+            rows = learned.narrow(0, source.begin, source.rows)
+            if source.features is None:
+                vectors.append(rows)
+                of_each.append(projection)
+            else:
+                features.append(self.get_buffer(f"features{number}"))
+                of_each.append(rows @ projection)
+        return vectors, of_each, features
 
     def padded(
         self,
@@ -388,18 +397,13 @@ class RowTable(Addresses):
             (B, K, W).
         """
         batch, listed, _ = tuples.shape
-        static = [tuples.new_zeros(1, width, dtype=torch.float32)]
-        if learned is not None and learned_projections is not None:
-            columns = [len(source.parts) * width for source in self.learned]
-            features = iter(self._features())
-            for source, projection in zip(
-                self.learned, learned_projections.split(columns, dim=1), strict=True
-            ):
-                vectors = learned[source.begin : source.begin + source.rows]
-                if source.features is not None:
-                    vectors = next(features).to(learned.dtype) @ vectors
-                static.append(_part_by_part(vectors[: source.size] @ projection, width))
-        static[0] = static[0].to(static[-1])
+        none = tuples.new_zeros(1, width, dtype=torch.float32)
+        static = [none]
+        vectors, projections, features = self._learned(learned, learned_projections, none)
+        for source, projection in zip(self.learned, projections, strict=True):
+            some = (vectors if source.features is None else features).pop(0)
+            static.append(_part_by_part(some.to(projection.dtype) @ projection, width))
+        static[0] = none.to(static[-1].dtype)
         own = [
             _part_by_part(entities[str(source.name)] @ projection, width)
             for source, projection in zip(self.encoded, entity_projections, strict=True)
@@ -435,25 +439,37 @@ def _grouped(parts: Iterable[Part], key: Callable[[Part], Any]) -> dict[Any, lis
 # How much work these two do depends on what legal tuples hold.
 
 
-def _find(keys: Tensor, edges: Tensor, begins: Tensor, bound: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Things of keys (N, slots) below ``bound``; parts begin at ``edges``, their rows at begins."""
-    found, place = distinct(keys.flatten(), bound)
+def _find(keys: Tensor, edges: Tensor, whole: int, bound: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Things of keys (N, slots) below ``bound``, and of all keys below ``whole``.
+
+    The keys of parts begin at ``edges``.
+    """
+    if whole == bound:  # nothing to tell apart
+        return keys, keys.new_empty(bound), edges
+    every = torch.cat([torch.arange(whole, device=keys.device), keys.flatten()])
+    found, place = distinct(every, bound)
     bounds = torch.searchsorted(found, edges)
-    offsets = edges[:-1] - begins
-    chosen = found - offsets.repeat_interleave(bounds.diff(), output_size=len(found))
-    return place.view_as(keys), chosen, bounds
+    begins = edges[:-1].repeat_interleave(bounds.diff(), output_size=len(found))
+    return place[whole:].view_as(keys), found - begins, bounds
+
+
+def _find_apart(
+    keys: Tensor, edges: Tensor, whole: int, bound: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    place, chosen, bounds = _find(keys, edges, whole, bound)
+    return place.clone(), chosen, bounds.clone()
 
 
 _find_op = torch.library.custom_op(
     "tcg_flatpolicy::find_things",
-    _find,
+    _find_apart,
     mutates_args=(),
-    schema="(Tensor keys, Tensor edges, Tensor begins, SymInt bound) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor keys, Tensor edges, SymInt whole, SymInt bound) -> (Tensor, Tensor, Tensor)",
 )
 
 
 @_find_op.register_fake
-def _(keys: Tensor, edges: Tensor, begins: Tensor, bound: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(keys: Tensor, edges: Tensor, whole: int, bound: int) -> tuple[Tensor, Tensor, Tensor]:
     things = torch.library.get_ctx().new_dynamic_size()
     return torch.empty_like(keys), keys.new_empty(things), torch.empty_like(edges)
 
@@ -461,6 +477,8 @@ def _(keys: Tensor, edges: Tensor, begins: Tensor, bound: int) -> tuple[Tensor, 
 class _Group(NamedTuple):
     """Parts whose things are rows of one matrix."""
 
+    whole: bool
+    """Whether each part holds all things of the source, one after the other."""
     vectors: Tensor
     projections: Tensor
     parts: list[tuple[int, int, int]]
@@ -482,17 +500,19 @@ def _groups(
     part, found = 1, []
     for number, count in enumerate(counts):
         ends = edges[part : part + abs(count) + 1]
-        held = [
-            (k, begin - ends[0], end - begin)
-            for k, (begin, end) in enumerate(pairwise(ends))
-            if begin < end
-        ]
         part += abs(count)
         where: tuple[int | None, int] = (plain if count > 0 else None, first + number)
         vectors = floats[plain] if count > 0 else others[mixed]
         plain, mixed = plain + (count > 0), mixed + (count < 0)
         things = slice(ends[0], ends[-1])
-        found.append(_Group(vectors, floats[first + number], held, things, where))
+        # No part holds more than all of them.
+        whole = ends[-1] - ends[0] == abs(count) * len(vectors)
+        held = [
+            (k, begin - ends[0], end - begin)
+            for k, (begin, end) in enumerate(pairwise(() if whole else ends))
+            if begin < end
+        ]
+        found.append(_Group(whole, vectors, floats[first + number], held, things, where))
     return floats[0].new_zeros(edges[1], floats[0].shape[1]), found
 
 
@@ -501,6 +521,11 @@ def _project_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int
     width = nothing.shape[1]
     below = [nothing]
     for group in groups:
+        if group.whole:
+            by_part = group.projections.unflatten(1, (-1, width)).transpose(0, 1)
+            vectors = group.vectors.expand(len(by_part), *group.vectors.shape)
+            below.append(torch.bmm(vectors, by_part).flatten(0, 1))
+            continue
         rows = group.vectors.index_select(0, others[0][group.things])
         for k, begin, count in group.parts:
             projection = group.projections.narrow(1, k * width, width)
@@ -516,6 +541,16 @@ def _project_backward(
     below = grads.pop()
     grads += floats[above:]  # each is replaced
     for group in _groups(floats, others, sizes)[1]:
+        of_vectors, at = group.floats
+        if group.whole:
+            by_part = below[group.things].to(group.vectors.dtype)
+            parts = group.projections.shape[1] // width
+            by_part = by_part.view(parts, len(group.vectors), width)
+            upstream = by_part.transpose(0, 1).reshape(len(group.vectors), parts * width)
+            grads[at] = torch.mm(group.vectors.t(), upstream)
+            if of_vectors is not None:
+                grads[of_vectors] = torch.mm(upstream, group.projections.t())
+            continue
         chosen = others[0][group.things]
         rows = group.vectors.index_select(0, chosen)
         upstream = below[group.things].to(rows.dtype)
@@ -526,7 +561,6 @@ def _project_backward(
             torch.mm(above_these, projection.t(), out=of_rows.narrow(0, begin, count))
             mine = rows.narrow(0, begin, count).t()
             of_projections.narrow(1, k * width, width).copy_(torch.mm(mine, above_these))
-        of_vectors, at = group.floats
         grads[at] = of_projections
         if of_vectors is not None:
             total = torch.zeros_like(group.vectors, dtype=wide(rows[:0]).dtype)

@@ -190,9 +190,10 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
         return torch.randn(*shape, requires_grad=True)
 
     keys = torch.tensor([[0, 5], [3, 9], [4, 5]])
-    edges, begins = torch.tensor([0, 1, 4, 10]), torch.tensor([0, 0, 0])
-    check(table._find_op, (keys, edges, begins, 10))
-    _, chosen, bounds = table._find(keys, edges, begins, 10)
+    edges = torch.tensor([0, 1, 4, 10])
+    check(table._find_op, (keys, edges, 0, 10))
+    check(table._find_op, (keys, edges, 4, 10))
+    _, chosen, bounds = table._find(keys, edges, 0, 10)
     learned, mixed = [floats(6, 2), floats(2, 6)], [floats(3, 6), torch.ones(6, 3)]
     check(table._project.op, ([floats(3, 3), *learned], [chosen, bounds], [1, 2]))
     check(table._project.op, ([floats(3, 3), mixed[0]], [chosen, bounds, mixed[1]], [1, -2]))

@@ -246,3 +246,40 @@ def test_torch_func_has_gradients_and_no_vmap() -> None:
     torch.testing.assert_close(grad, wanted)
     with pytest.raises(RuntimeError, match=r"cannot be inside torch\.vmap.*as one batch"):
         torch.vmap(lambda h: scorer(h, entities, legal))(torch.zeros(2, 3, 7))
+
+
+@pytest.mark.parametrize("whole", [0, 2**14])
+def test_parts_that_are_held_whole_and_parts_that_are_not_at_all(
+    whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All things of one part and none of another that shares its projections; all of all."""
+    from tcg_flatpolicy import table
+
+    monkeypatch.setattr(table, "WHOLE", whole)
+    torch.manual_seed(0)
+    scorer = TupleScorer(SPEC, 7, {"ally": (3, 6), "enemy": (4, 4)}, width=5).double()
+    every = [
+        (primary, *slots)
+        for primary, limits in enumerate(SPEC.limits.tolist())
+        if limits[0]
+        for slots in itertools.product(*map(range, limits[1:]))
+    ]
+    some = [action for action in every if action[0] == 1]
+    for lists in ([some], [some, some], [every], [every, every], [[(5, 4, 0, 0)]]):
+        legal = fp.LegalActions.from_lists(lists, slots=3)
+        hidden, entities = inputs(len(lists))
+        leaves = [hidden.double(), entities["ally"].double(), entities["enemy"][:, :4].double()]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        named = {"ally": leaves[1], "enemy": leaves[2]}
+        both = scorer(leaves[0], named, legal), reference(scorer, leaves[0], named, legal)
+        torch.testing.assert_close(both[0], both[1], rtol=1e-10, atol=1e-10)
+        weights = torch.linspace(-1, 1, len(both[0]), dtype=torch.float64)
+        wanted = [*leaves, *scorer.parameters()]
+        grads = [
+            torch.autograd.grad(
+                (one * weights).sum(), wanted, allow_unused=True, materialize_grads=True
+            )
+            for one in both
+        ]
+        for mine, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
