@@ -181,7 +181,8 @@ class ActorCritic(nn.Module):
         shape = observations.shape[:-1] if observations.ndim == 3 else (len(observations), 1)
         first = None
         if self.first_step is not None:
-            marks = self.layout.field(observations.reshape(len(hidden), -1), self.first_step)
+            rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
+            marks = self.layout.field(rows, self.first_step)
             first = (marks != 0).reshape(shape)
         hidden, carried = self.lstm(hidden.unflatten(0, shape), carried, first)
         return hidden.flatten(0, 1), carried
@@ -197,7 +198,8 @@ class ActorCritic(nn.Module):
         return wide(self.value(hidden))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, LSTM.of(value) if isinstance(value, nn.LSTM) else value)
+        ours = name == "lstm" and isinstance(value, nn.LSTM)
+        super().__setattr__(name, LSTM.of(value) if ours else value)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -161,7 +161,8 @@ class RunningNorm(nn.Module):
         exact = {name: getattr(self, name) for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in exact.items():
-            setattr(self, name, values.to(getattr(self, name).device))
+            if not values.is_meta:
+                setattr(self, name, values.to(getattr(self, name).device))
         return self
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +59,8 @@ class Exploration(nn.Module):
         for name, value in (("temperature", temperature), ("epsilon", epsilon)):
             if isinstance(value, str) or not hasattr(value, "__float__"):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-        t, e = (float(torch.tensor(float(x), dtype=torch.float32)) for x in (temperature, epsilon))
+        with np.errstate(over="ignore"):
+            t, e = (float(np.float32(float(x))) for x in (temperature, epsilon))
         if not 0 < t < float("inf"):
             raise ValueError(
                 f"temperature must be positive and finite in float32, got {temperature}"

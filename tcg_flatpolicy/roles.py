@@ -104,6 +104,10 @@ class Entity(Role):
     encoded = True
 
 
+def _first(part: tuple[int, Role]) -> int:
+    return part[0]
+
+
 @dataclass(frozen=True, init=False)
 class OneOf(Role):
     """Several roles laid end to end in one slot: consecutive ranges of its values.
@@ -138,5 +142,5 @@ class OneOf(Role):
 
     def describe(self, value: int) -> str:
         """The value in the words of the role whose range it lies in."""
-        first, role = next((f, r) for f, r in reversed(list(self.parts())) if f <= value)
+        first, role = max(((f, r) for f, r in self.parts() if f <= max(value, 0)), key=_first)
         return role.describe(value - first)

@@ -115,7 +115,7 @@ class Addresses(Derived):
 
     def of_declared(self, rows: Tensor, dim: int = 0) -> Tensor:
         """The rows of declared primaries, of a tensor that has a row for each id up to the last."""
-        if rows.shape[dim] == len(self.ids):
+        if not self._gaps or rows.shape[dim] != int(self.ids[-1]) + 1:
             return rows
         return rows.index_select(dim, torch.as_tensor(self.ids, device=rows.device))
 
@@ -310,8 +310,11 @@ class RowTable(Addresses):
             keys = keys + a_row * legal.rows.unsqueeze(1)
         edges = self.edges + batch * self.edges_a_state
         # A few values are projected in one product of their table, listed or not.
-        whole = self.static if self.static <= max(WHOLE, keys.numel()) else 0
-        find = _find_op if torch.compiler.is_compiling() else _find
+        # A graph cannot look at how many tuples there are.
+        compiling = torch.compiler.is_compiling()
+        few = WHOLE if compiling else max(WHOLE, keys.numel())
+        whole = self.static if self.static <= few else 0
+        find = _find_op if compiling else _find
         return Things(*find(keys, edges, whole, self.static + batch * self.of_state))
 
     def project(
@@ -537,8 +540,8 @@ def _project_backward(
     grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
 ) -> list[Tensor]:
     width, above = grad.shape[1], sizes[0]
-    grads = list(grad.split([*(len(one) for one in floats[:above]), len(others[0])]))
-    below = grads.pop()
+    *grads, below = grad.split([*(len(one) for one in floats[:above]), len(others[0])])
+    grads = [one.clone() for one in grads]  # a parameter would keep all of the gradient
     grads += floats[above:]  # each is replaced
     for group in _groups(floats, others, sizes)[1]:
         of_vectors, at = group.floats

@@ -236,10 +236,11 @@ class _Rows:
     it is small, else the rows that are held.
     """
 
-    def __init__(self, parameter: Tensor, held: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, parameter: Tensor, held: Tensor | None, dtype: torch.dtype) -> None:
         self.found: Tensor | None = None
-        if len(parameter) > 1024 + 4 * len(held):
-            self.found, _ = distinct(held, len(parameter))
+        if held is not None and len(parameter) > 1024 + 4 * len(held):
+            # One at least, for tuples that are not listed.
+            self.found, _ = distinct(torch.cat([held, held.new_zeros(1)]), len(parameter))
             parameter = parameter.index_select(0, self.found)
         self.rows = parameter.to(dtype, copy=True)
 
@@ -290,16 +291,16 @@ class _Attention:
         """The rows of each kind in a slot; of entities, their projection as it is."""
         if not len(weights):
             return []
-        dtype, none = self.state.dtype, held.new_zeros(0)
+        dtype = self.state.dtype
         found: list[_Rows] = []
         for number, kind in enumerate(own.kinds):
             learned = weights[kind.weights]
             if kind.rows:
                 features = own.get_buffer(f"features{number}").to(learned.dtype)
                 learned = learned[kind.begin : kind.begin + kind.rows]
-                found.append(_Mixed(learned, none, dtype, features))
+                found.append(_Mixed(learned, None, dtype, features))
             else:
-                found.append(_Rows(learned, held if kind.name is None else none, dtype))
+                found.append(_Rows(learned, held if kind.name is None else None, dtype))
         return found
 
     def start(self) -> Tensor:
@@ -372,7 +373,7 @@ class _Mixed(_Rows):
     """The vectors of values that features weigh learned rows for."""
 
     def __init__(
-        self, parameter: Tensor, held: Tensor, dtype: torch.dtype, features: Tensor
+        self, parameter: Tensor, held: Tensor | None, dtype: torch.dtype, features: Tensor
     ) -> None:
         super().__init__(parameter, held, dtype)
         self.features = features.to(dtype)

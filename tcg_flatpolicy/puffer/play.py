@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution
+from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution, at_least_one
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.puffer.policy import Policy
@@ -68,10 +67,7 @@ class TopK(_Sharpened):
 
     def __init__(self, policy: Policy, k: int) -> None:
         super().__init__(policy)
-        k = operator.index(k)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        self.k = k
+        self.k = at_least_one(k)
 
     def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
         """The k most probable tuples, renormalised.

@@ -34,6 +34,7 @@ def _of_its_own(method: Callable[_P, _R]) -> Callable[_P, _R]:
     assert isinstance(method, FunctionType)
     code, name = method.__code__.replace(co_name=method.__name__), method.__name__
     own = FunctionType(code, method.__globals__, name, method.__defaults__, method.__closure__)
+    own.__kwdefaults__ = method.__kwdefaults__
     return functools.update_wrapper(own, method)
 
 
@@ -184,7 +185,8 @@ class Policy(ActorCritic):
         """Observations (B, columns) -> hidden (B, D).
 
         What else decode_actions needs (the observations, the entities) waits in the policy, since
-        PufferLib's LSTMWrapper hands on nothing but hidden.
+        PufferLib's LSTMWrapper hands on nothing but hidden. The lists are read from the
+        observations there, so they must not be written over in between.
         """
         if not torch.compiler.is_compiling():
             # For layers around the policy, such as the LSTM of that wrapper, which calls this
@@ -332,6 +334,7 @@ class RecurrentPolicy(Policy):
                 "layout": policy.layout,
                 "encoder": policy.encoder,
                 "head": lambda *sizes: policy.head,
+                "invalid": "drop" if policy.layout.dropped else "raise",
                 **arguments,
             }
         first_step = first_step or env_attribute(env, "first_step")
@@ -344,6 +347,8 @@ class RecurrentPolicy(Policy):
                 )
         if policy is not None:
             self.value = policy.value
+            if env is None:
+                self._action_dtype = policy._action_dtype
             self.explore(policy.temperature, policy.epsilon)
 
     def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
