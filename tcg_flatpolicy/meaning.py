@@ -20,6 +20,10 @@ from tcg_flatpolicy.wrapping import env_attribute
 _T = TypeVar("_T", ActionSpec, LegalLayout)
 
 
+class NoMeaning(ValueError):
+    """There is no spec, or no layout, anywhere."""
+
+
 class Meaning(NamedTuple):
     """What tuples mean, and where their list is."""
 
@@ -45,7 +49,8 @@ def meaning(
         who: needs them, for messages.
 
     Raises:
-        ValueError: one is nowhere, or two disagree; the message names both.
+        NoMeaning: a ValueError: one is nowhere.
+        ValueError: two disagree; the message names both.
     """
     found, at = spec_of(env, policy, spec, layout), layout_of(env, policy, layout)
     for name, attribute, value in (("spec", "action_spec", found), ("layout", "legal_layout", at)):
@@ -55,7 +60,7 @@ def meaning(
                 for one, what in ((policy, name), (env, attribute))
                 if one is not None or what == attribute
             )
-            raise ValueError(
+            raise NoMeaning(
                 f"{who} needs {name}=...: {owners}, nor does what it wraps; "
                 + (
                     "ActionSpec.from_nvec(nvec) will do where only the sizes are known"

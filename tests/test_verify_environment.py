@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import signal
 import time
 from functools import partial
@@ -720,6 +721,22 @@ def test_other_seeds_play_other_games_and_the_same_seed_the_same() -> None:
 # Kinds and bad input.
 
 
+@pytest.mark.parametrize("said", [{"console": "gba"}, True, {"observation_dtype": np.uint8}])
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_native_environment_may_say_that_it_is_emulated(said: Any, vector: bool) -> None:
+    class Said(Duel):
+        emulated = said
+
+    reports = []
+    for kind in (Duel, Said):
+        report = audit_env(serial(kind, envs=2) if vector else kind(), 400)
+        assert report.ok
+        reports.append(
+            {n: f for n, f in report.figures.items() if not re.search("second|speed", n)}
+        )
+    assert reports[0] == reports[1]
+
+
 def test_each_kind_has_its_adapter() -> None:
     kinds = {
         Duel: PufferAdapter,
@@ -742,8 +759,14 @@ def test_what_cannot_be_audited_says_why() -> None:
         audit_env(Solo())
     with pytest.raises(ValueError, match="pass spec="):
         audit_env(gymnasium.Env())
+    wide = fp.ActionSpec.from_nvec([2, 2, 2, 2])
+    with pytest.raises(ValueError, match=r"^two specs disagree: spec= is .*the environment's"):
+        audit_env(Duel(), spec=wide)
+    bare = Duel()
+    bare.action_spec = None
+    bare.legal_layout = fp.LegalLayout.from_dtype(bare.legal_layout.dtype, "n", "legal")
     with pytest.raises(ValueError, match="3 values, the spec's 4"):
-        audit_env(Duel(), spec=fp.ActionSpec.from_nvec([2, 2, 2, 2]))
+        audit_env(bare, spec=wide)
 
 
 @pytest.mark.parametrize("layout", [list(KEYS), KEYS])

@@ -563,7 +563,7 @@ def test_spec_and_layout_may_be_given() -> None:
         def forward(self, *arguments: Any) -> Any:
             return self.inner(*arguments)
 
-    with pytest.raises(ValueError, match="give spec="):
+    with pytest.raises(ValueError, match="needs spec="):
         audit_policy(Hidden(), env, 10)
     env.legal_layout = layout  # the environment writes its lists by it
     assert audit_policy(Hidden(), env, 100, spec=spec, layout=layout).ok

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.verify import trainer as audit
+from tcg_flatpolicy.verify.policy import LearnedEntities
 from tcg_flatpolicy.verify.trainer import audit_trainer
 from tcg_flatpolicy.wrapping import env_attribute
 from tests.broken import SPEC as DUEL_SPEC
@@ -565,10 +566,10 @@ def test_a_layout_may_be_the_keys_of_a_dict_observation(trainers: Any) -> None:
         return pufferlib.emulation.GymnasiumPufferEnv(env_creator=Solo, buf=buf, seed=seed)
 
     vecenv = pufferlib.vector.make(one, num_envs=8, backend=pufferlib.vector.Serial)
-    spec = fp.ActionSpec.from_nvec(DUEL_SPEC.nvec)
-    layout = fp.LegalLayout.from_env(vecenv, "n", "legal", spec)
-    trainer = trainers(vecenv, Hidden(fp.FlatPolicy(vecenv, spec=spec, layout=layout)))
-    report = audit_trainer(trainer, 1, spec=spec, layout=("n", "legal"))
+    layout = fp.LegalLayout.from_env(vecenv, "n", "legal")
+    encoder = LearnedEntities(layout, DUEL_SPEC)
+    trainer = trainers(vecenv, Hidden(fp.FlatPolicy(vecenv, layout=layout, encoder=encoder)))
+    report = audit_trainer(trainer, 1, layout=("n", "legal"))
     assert report.checks[audit.STORED].status == report.checks[audit.ARRIVED].status == "passed"
     with pytest.raises(TypeError, match="no structured observation"):
         audit_trainer(trainers(make_vecenv(), Bare()), 1, layout=("n", "legal"))
@@ -579,11 +580,18 @@ def test_without_a_layout_what_needs_it_is_skipped(trainers: Any) -> None:
     print(report)
     assert report.ok
     for check in (audit.IDLE, audit.STORED, audit.ARRIVED):
-        assert "give spec=" in str(report.checks[check].skipped)
+        assert "needs spec=" in str(report.checks[check].skipped)
     # With spec and layout they are looked at, but for what happens inside the environment.
     spec, layout = BANDIT_SPEC, Bandit(2).legal_layout
     report = audit_trainer(trainers(make_vecenv(Closed), Bare()), 1, spec=spec, layout=layout)
     assert found(report, "T07").count > 1
+
+
+def test_a_spec_other_than_the_policy_s_is_not_skipped_over(trainers: Any) -> None:
+    vecenv = make_vecenv()
+    other = fp.ActionSpec.from_nvec(BANDIT_SPEC.nvec)
+    with pytest.raises(ValueError, match=r"^two specs disagree: spec= is"):
+        audit_trainer(trainers(vecenv, make_policy(vecenv)), 1, spec=other)
 
 
 def test_what_was_found_is_reported_when_the_environment_then_raises(trainers: Any) -> None:

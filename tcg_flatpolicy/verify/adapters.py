@@ -427,16 +427,16 @@ class Engine:
         part = self._part(row)[0]
         adapter = adapt(self._fork[part]())
         start = self._starts[part]
-        before = _illegal_count(adapter.env)
+        before = illegal_count(adapter.env)
         try:
             adapter.step(actions[start : start + len(adapter)])
         except Exception:
             return True
-        return _illegal_count(adapter.env) > before
+        return illegal_count(adapter.env) > before
 
     def illegal_actions(self) -> int:
         """How many illegal actions were counted so far, by all parts."""
-        return sum(_illegal_count(part) for part in self._parts)
+        return sum(illegal_count(part) for part in self._parts)
 
 
 @dataclass
@@ -816,7 +816,8 @@ def _takes(method: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _illegal_count(env: Any) -> int:
+def illegal_count(env: Any) -> int:
+    """How many illegal actions an environment has counted; 0 if it counts none."""
     layer = layer_with(env, "illegal_actions")
     return 0 if layer is None else int(layer.illegal_actions)
 

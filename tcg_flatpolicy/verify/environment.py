@@ -31,8 +31,8 @@ from tcg_flatpolicy.verify.adapters import (
     Reader,
     Shown,
     WorkerDied,
-    _illegal_count,
     adapt,
+    illegal_count,
     reader_for,
 )
 from tcg_flatpolicy.verify.findings import Report
@@ -1242,12 +1242,12 @@ class _Audit:
                 return None  # which nobody will overlook
             if outcome != "survived":
                 return f"a copy of this process {outcome}, given an unlisted action"
-        before = sum(_illegal_count(part) for _, part in adapter.parts)
+        before = sum(illegal_count(part) for _, part in adapter.parts)
         try:
             after = adapter.step(unlisted)
         except Exception:
             return None
-        if sum(_illegal_count(part) for _, part in adapter.parts) > before or after.illegal:
+        if sum(illegal_count(part) for _, part in adapter.parts) > before or after.illegal:
             return None
         return (
             f"{self._words(unlisted[row])} was sent, which was not listed, and the environment "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.meaning import meaning
+from tcg_flatpolicy.meaning import NoMeaning, meaning
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.findings import Report
 from tcg_flatpolicy.verify.policy import Asked, exploration_changed, in_words
@@ -87,7 +87,8 @@ def audit_trainer(
 
     Raises:
         TypeError: a layout of keys where observations are not emulated from a Dict.
-        ValueError: epochs below 1, or a list that is broken or not within the spec.
+        ValueError: epochs below 1, two specs or layouts that disagree, or a list that is
+            broken or not within the spec.
         RuntimeError: PufferLib or the policy raised, and nothing was found before that would
             explain it; as is every other exception of theirs.
     """
@@ -109,7 +110,7 @@ class _Audit:
         self.spec = self.layout = None
         try:
             self.spec, self.layout = meaning(trainer.vecenv, self.policy, spec, layout, "an audit")
-        except ValueError as error:
+        except NoMeaning as error:
             for check in (IDLE, STORED, ARRIVED):
                 self.report.skip(check, str(error))
         half = trainer.config["precision"] == "bfloat16"
