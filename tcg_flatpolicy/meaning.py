@@ -1,7 +1,7 @@
 """Whose spec and layout hold: one precedence for policies, monitors, audits and the command line.
 
 What was given goes before the policy's, the policy's before the environment's. A layout that was
-made for a spec brings it, where there is no other. Two that disagree raise.
+made for a spec brings it, too. Two that disagree raise.
 """
 
 from __future__ import annotations
@@ -90,10 +90,8 @@ def spec_of(
         *_of_policy(policy, "spec", ActionSpec),
     ]
     found.append(("the environment's action_spec", env_attribute(env, "action_spec")))
-    agreed = _agreed(found, "spec")
-    if agreed is not None:  # a layout may have been made for another spec, and reads for this one
-        return agreed
-    return _agreed([(whose, getattr(at, "spec", None)) for whose, at in layouts], "spec")
+    found += [(f"that of {whose}", getattr(at, "spec", None)) for whose, at in layouts]
+    return _agreed(found, "spec")
 
 
 def layout_of(

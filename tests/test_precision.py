@@ -27,7 +27,9 @@ def policy(kind: Any, head: str, own: bool) -> tuple[Any, torch.Tensor]:
     if own:
         return kind(env, head=head, encoder=BanditEncoder(env.legal_layout)), observations
     spec = fp.ActionSpec.from_nvec(BANDIT_SPEC.nvec)
-    return kind(spec=spec, layout=env.legal_layout, head=head, hidden_size=16), observations
+    return kind(
+        spec=spec, layout=env.legal_layout.with_spec(spec), head=head, hidden_size=16
+    ), observations
 
 
 def decided(policy: Any, observations: torch.Tensor) -> dict[str, torch.Tensor]:

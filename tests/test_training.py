@@ -173,7 +173,8 @@ def test_the_shipped_optimizer_with_a_spec_without_an_index(run: Any) -> None:
         return fp.Encoding(hidden, {"unit": unit, "card": card})
 
     encoder.forward = encode  # type: ignore[method-assign]
-    policy = fp.FlatPolicy(env, spec=spec, encoder=encoder)
+    env.action_spec, env.legal_layout = spec, env.legal_layout.with_spec(spec)
+    policy = fp.FlatPolicy(env, encoder=encoder)
     assert all(parameter.numel() for parameter in policy.parameters())
     run(vecenv, policy, 3, optimizer="muon", learning_rate=0.015)
 
