@@ -345,7 +345,7 @@ def test_what_is_no_number_is_refused(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     with pytest.raises(TypeError, match="temperature must be a number, got '1'"):
         policy.explore(temperature="1")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="integer"):
+    with pytest.raises(TypeError, match="k must be a whole number"):
         fp.TopK(policy, 2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k must be at least 1"):
         fp.TopK(policy, 0)
