@@ -30,9 +30,9 @@ class TupleScorer(nn.Module):
     state, so that a liking for a kind of action in a kind of state is a product, which is learned
     sooner than which units of the relu are on in both.
 
-    All projected rows stand in one table, and a tuple sums a few rows of it. Index rows are
-    projected once a call, whatever the batch; an entity is projected once for each (primary, slot)
-    in which some legal tuple of its state points at it, and not otherwise.
+    All projected rows stand in one table, and a tuple sums a few rows of it. Learned rows are
+    projected once a call, all of them if they are few, else those that some legal tuple holds; an
+    entity once for each (primary, slot) in which some legal tuple of its state points at it.
 
     Args:
         spec: what tuples mean.

@@ -46,7 +46,8 @@ class Derived(nn.Module):
         self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        given = next(iter(state_dict.values()), torch.empty(0)).device
+        tensors = (one for one in state_dict.values() if isinstance(one, Tensor))
+        given = next(tensors, torch.empty(0)).device
         for name, values in self._derived.items():
             device = self._buffers[name].device  # type: ignore[union-attr]
             if device.type == "meta":  # and the weights are assigned, not copied
@@ -235,7 +236,7 @@ class Things(NamedTuple):
 
 
 class RowTable(Addresses):
-    """The projected vector of each thing that a batch's legal tuples hold, and of no other.
+    """The projected vector of each thing that a batch's legal tuples hold, and of few others.
 
     A thing is projected once for each (primary, slot, part) in which some legal tuple holds it.
     Things are told apart by keys: 0 in unused slots; then part after part the values of learned
