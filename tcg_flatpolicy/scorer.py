@@ -16,7 +16,7 @@ from torch.nn import functional
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import RowTable
+from tcg_flatpolicy.table import RowTable, Weights
 
 
 class TupleScorer(nn.Module):
@@ -100,12 +100,10 @@ class TupleScorer(nn.Module):
         hidden, state_of = _without_idle_rows(hidden, legal)  # (b, D), (N,)
         state, readout = self._read(hidden)
         above = [self.primaries, state]
-        things = self.table.find(legal, primaries)
-        table = self.table.project(above, things, entities, *self._weights())
-        first = len(self.primaries)
-        codes = [primaries.unsqueeze(1), (first + state_of).unsqueeze(1)]
-        codes.append(first + len(state) + things.place)
-        return _sum_and_read([table, readout.to(table.dtype)], [torch.cat(codes, dim=1), state_of])
+        table, held = self.table.rows_of(above, legal, primaries, entities, self._weights())
+        own = len(self.primaries) + state_of
+        codes = torch.cat([primaries.unsqueeze(1), own.unsqueeze(1), held], dim=1)
+        return _sum_and_read([table, readout.to(table.dtype)], [codes, state_of])
 
     def padded(self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor) -> Tensor:
         """As forward, of padded lists and in static shapes, for export.
@@ -119,7 +117,7 @@ class TupleScorer(nn.Module):
             (B, K) scores.
         """
         state, readout = self._read(hidden)
-        held = self.table.padded(tuples, entities, *self._weights(), state.shape[1])
+        held = self.table.padded(tuples, entities, self._weights(), state.shape[1])
         primaries = self.primaries[self.table.places(tuples[..., 0])]
         scores: Tensor = (state.unsqueeze(1) + primaries + held).relu() @ readout.unsqueeze(2)
         return scores.squeeze(2)
@@ -129,8 +127,8 @@ class TupleScorer(nn.Module):
         state = self.state(hidden.to(self.state.weight.dtype))
         return wide(state), torch.addmm(self.readout, state, self.readout_of_state)
 
-    def _weights(self) -> tuple[Tensor | None, Tensor | None, nn.ParameterList]:
-        return self.embeddings, self.index_projections, self.entity_projections
+    def _weights(self) -> Weights:
+        return Weights(self.embeddings, self.index_projections, self.entity_projections)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         rows = state_dict.get(prefix + "primaries")
