@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from tcg_flatpolicy.heads.autoregressive import AutoregressiveHead
-from tcg_flatpolicy.heads.base import Head, HeadFactory, decide, read_and_decide
+from tcg_flatpolicy.heads.base import Head, HeadFactory, decide
 from tcg_flatpolicy.heads.flat import FlatHead
 from tcg_flatpolicy.sequential import Conditionals, LegalAutoregressive
 from tcg_flatpolicy.spec import ActionSpec
@@ -28,7 +28,6 @@ __all__ = [
     "LegalAutoregressive",
     "decide",
     "make_head",
-    "read_and_decide",
 ]
 
 

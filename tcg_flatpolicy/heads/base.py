@@ -40,8 +40,22 @@ class Head(nn.Module):
         entities: Mapping[str, Tensor],
         exploration: Exploration,
     ) -> TupleDistribution:
-        """Reads the lists from observations (B, columns), and explores."""
-        return read_and_decide(self, observations, layout, hidden, entities, exploration)
+        """Reads the lists from observations (B, columns), packed, decides by them, and explores.
+
+        Raises:
+            TypeError: forward gave no distribution of batch_shape (B,) and event_shape (H,).
+            ValueError: a legal list that is broken or not within the spec, naming the row.
+        """
+        legal = layout.read_distinct(observations)
+        distribution: TupleDistribution = self(hidden, entities, legal)
+        shapes = [tuple(getattr(distribution, f"{kind}_shape", ())) for kind in ("batch", "event")]
+        if shapes != [(len(legal),), (1 + legal.slots,)]:
+            raise TypeError(
+                f"{type(self).__name__} must return a distribution of batch_shape ({len(legal)},) "
+                f"and event_shape ({1 + legal.slots},), got a {type(distribution).__name__} of "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        return exploration.explored(distribution)
 
     def padded(
         self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor
@@ -70,43 +84,8 @@ HeadFactory: TypeAlias = Callable[[ActionSpec, int, Mapping[str, tuple[int, int]
 """(spec, hidden_size D, entity_sizes {name: (n, E)}, width) -> a Head."""
 
 
-def decide(
-    head: nn.Module,
-    observations: Tensor,
-    layout: LegalLayout,
-    hidden: Tensor,
-    entities: Mapping[str, Tensor],
-    exploration: Exploration,
-) -> TupleDistribution:
-    """What a head decides from observations; one without a ``decide`` reads and packs."""
-    own: Any = getattr(head, "decide", None)
-    if own is None:
-        return read_and_decide(head, observations, layout, hidden, entities, exploration)
-    distribution: TupleDistribution = own(observations, layout, hidden, entities, exploration)
+def decide(head: Any, *given: Any) -> TupleDistribution:
+    """What a head decides, given as to `Head.decide`, which is that of a module without its own."""
+    own = getattr(head, "decide", None)
+    distribution: TupleDistribution = own(*given) if own else Head.decide(head, *given)
     return distribution
-
-
-def read_and_decide(
-    head: nn.Module,
-    observations: Tensor,
-    layout: LegalLayout,
-    hidden: Tensor,
-    entities: Mapping[str, Tensor],
-    exploration: Exploration,
-) -> TupleDistribution:
-    """Reads the lists, packed, lets the head decide by them, and explores.
-
-    Raises:
-        TypeError: the head returned no distribution of batch_shape (B,) and event_shape (H,).
-        ValueError: a legal list that is broken or not within the spec, naming the row.
-    """
-    legal = layout.read_distinct(observations)
-    distribution: TupleDistribution = head(hidden, entities, legal)
-    shapes = [tuple(getattr(distribution, f"{kind}_shape", ())) for kind in ("batch", "event")]
-    if shapes != [(len(legal),), (1 + legal.slots,)]:
-        raise TypeError(
-            f"{type(head).__name__} must return a distribution of batch_shape ({len(legal)},) and "
-            f"event_shape ({1 + legal.slots},), got a {type(distribution).__name__} of "
-            f"{shapes[0]} and {shapes[1]}"
-        )
-    return exploration.explored(distribution)
