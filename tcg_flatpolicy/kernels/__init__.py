@@ -1,0 +1,1 @@
+"""The steps of a flat decision, each as one call of compiled code where there is some."""
