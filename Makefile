@@ -95,7 +95,7 @@ clean:
 setup: $(READY)
 
 # .ready is written last, so a set-up that was cut short is taken up again.
-$(READY): pyproject.toml Makefile
+$(READY): pyproject.toml setup.py tcg_flatpolicy/kernels/flat.cpp Makefile
 	$(MAKE_ENVIRONMENT)
 	@if $(BIN)/python -c "$$HAS_PUFFERLIB"; then \
 		echo "Keeping the pufferlib that is in $(VENV)"; \
@@ -106,7 +106,7 @@ $(READY): pyproject.toml Makefile
 
 $(OFFICIAL)/.ready: TORCH = torch==2.13.0$(CPU_BUILD)
 $(OFFICIAL)/.ready: NEEDS = $(OFFICIAL_NEEDS)
-$(OFFICIAL)/.ready: pyproject.toml Makefile
+$(OFFICIAL)/.ready: pyproject.toml setup.py tcg_flatpolicy/kernels/flat.cpp Makefile
 	$(MAKE_ENVIRONMENT)
 	@$(@D)/bin/python -c "$$HAS_PUFFERLIB" || \
 		{ echo "Installing $(OFFICIAL_PUFFERLIB), which compiles for a minute"; $(INSTALL_OFFICIAL_PUFFERLIB); }

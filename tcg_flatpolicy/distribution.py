@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, register_kl
 from torch.distributions.constraints import Constraint
 
+from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import wide
 from tcg_flatpolicy.packing import places
@@ -154,8 +155,14 @@ class LegalCategorical(OverLegalTuples):
             )
         self.legal = legal
         self._given = legal, scores  # for naming what is wrong with them
-        self._scores, self.logits, self._totals = log_softmax(scores, legal)
+        self._entropy: Tensor | None = None
+        self.logits: Tensor
         """(N,) log-probability of each listing, normalised within its row."""
+        if legal.known_distinct and cpu.usable(scores):
+            self.logits, self._entropy = cpu.normalise(scores, legal.counts, legal.starts)
+            self._scores, self._totals = self.logits, self._entropy
+        else:
+            self._scores, self.logits, self._totals = log_softmax(scores, legal)
         super().__init__(
             torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
         )
@@ -191,6 +198,8 @@ class LegalCategorical(OverLegalTuples):
         self._check_scores()
         shape = torch.Size(sample_shape)
         legal = self.legal
+        if self._entropy is not None and not shape:
+            return cpu.draw(self.logits, (legal.actions, legal.counts, legal.starts), legal.noop)
         if not len(legal.rows):
             return legal.noop.expand(*shape, *self._batch_shape, *self._event_shape).clone()
         actions = legal.actions[draw(self.logits, legal, shape)]
@@ -214,11 +223,15 @@ class LegalCategorical(OverLegalTuples):
             self._validate_sample(value)
         legal, logits = self._merged()
         value = legal.whole(value)
+        if self._entropy is not None and value.ndim == 2:
+            at = cpu.find(value, (legal.actions, legal.counts, legal.starts), legal.noop)
+            # Also without a tuple it stays in the graph: DistributedDataParallel needs it.
+            return torch.cat([logits, logits.new_tensor([-torch.inf, 0.0])]).index_select(0, at)
         at = legal.find(value)
         idle = (legal.counts == 0) & (value == legal.noop).all(-1)
         outside = torch.where(idle, 0.0, -torch.inf).to(logits.dtype)
         if not len(logits):
-            return outside + logits.sum()  # stays in the graph: DistributedDataParallel needs it
+            return outside + logits.sum()  # stays in the graph, as above
         listed = logits.index_select(0, at.clamp(min=0).flatten()).view(at.shape)
         return torch.where(at >= 0, listed, outside)
 
@@ -229,6 +242,8 @@ class LegalCategorical(OverLegalTuples):
             ValueError: a NaN or +inf score.
         """
         self._check_scores()
+        if self._entropy is not None:
+            return self._entropy
         legal, logits = self._merged()
         finite = logits.masked_fill(logits == -torch.inf, 0.0)  # 0 log 0 = 0, also in the gradient
         return row_sum(-finite.exp() * finite, legal)

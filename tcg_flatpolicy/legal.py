@@ -235,8 +235,13 @@ class LegalActions:
 
     def _some(self, actions: Tensor, counts: Tensor, noop: Tensor) -> LegalActions:
         """Some of these tuples, none more often than here, with what is known of them."""
-        distinct = self.__dict__.get("merged", ()) is None
-        return LegalActions.trusted(actions, counts, noop, self.__dict__.get("sizes"), distinct)
+        sizes = self.__dict__.get("sizes")
+        return LegalActions.trusted(actions, counts, noop, sizes, self.known_distinct)
+
+    @property
+    def known_distinct(self) -> bool:
+        """Whether it is known, without looking, that no row lists a tuple twice."""
+        return self.__dict__.get("merged", ()) is None
 
     def __getitem__(self, rows: Tensor | slice) -> LegalActions:
         """The lists of some rows, as :meth:`select`."""

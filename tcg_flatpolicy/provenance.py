@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tcg_flatpolicy.kernels.cpu import kernel
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file by way of a temporary one: a reader sees all of it, or the earlier file."""
@@ -33,6 +35,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", "tcg_flatpolicy", *sys.argv[1:]]),
         "versions": versions,
+        "kernel": kernel(),
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.spec import ActionSpec
@@ -59,6 +60,8 @@ class TupleScorer(nn.Module):
         self.entity_sizes = dict(entity_sizes or {})
         check_entities(spec, self.entity_sizes)
         self.table = table = RowTable(spec, self.entity_sizes)
+        sizes = {name: size for name, (_, size) in self.entity_sizes.items()}
+        self.kernel = table.kernel({None: embedding_size, **sizes}, width)
 
         self.state = nn.Linear(hidden_size, width)
         self.primaries = nn.Parameter(torch.randn(len(table.ids), width) / width**0.5)
@@ -96,14 +99,46 @@ class TupleScorer(nn.Module):
             ValueError: hidden or an entity of another shape than declared.
         """
         check_encoding(self.spec, hidden, self.hidden_size, entities, self.entity_sizes, legal)
+        busy = torch.arange(len(legal), device=hidden.device)
+        if not torch.compiler.is_compiling():  # a graph cannot look at how many there are
+            busy = legal.counts.nonzero().squeeze(1)
+            if len(busy) < len(hidden):
+                hidden = hidden.index_select(0, busy)
+        state, readout = self._read(hidden)  # (b, W)
+        scores = self._by_kernel(state, readout, entities, legal, busy)
+        if scores is not None:
+            return scores
+        place = torch.empty_like(legal.counts).index_put_(
+            (busy,), torch.arange(len(busy), device=busy.device)
+        )
+        state_of = place.index_select(0, legal.rows)
         primaries = self.table.places(legal.actions[:, 0])
-        hidden, state_of = _without_idle_rows(hidden, legal)  # (b, D), (N,)
-        state, readout = self._read(hidden)
         above = [self.primaries, state]
         table, held = self.table.rows_of(above, legal, primaries, entities, self._weights())
         own = len(self.primaries) + state_of
         codes = torch.cat([primaries.unsqueeze(1), own.unsqueeze(1), held], dim=1)
         return _sum_and_read([table, readout.to(table.dtype)], [codes, state_of])
+
+    def _by_kernel(
+        self,
+        state: Tensor,
+        readout: Tensor,
+        entities: Mapping[str, Tensor],
+        legal: LegalActions,
+        busy: Tensor,
+    ) -> Tensor | None:
+        """The scores, given the rows (b,) that have a tuple, where there is a kernel for them."""
+        vectors, projections = self.table.learned_vectors(self._weights(), len(self.readout))
+        vectors += [wide(entities[str(source.name)]) for source in self.table.encoded]
+        projections += self.entity_projections
+        readout = wide(readout)
+        if not cpu.usable(state, readout, self.primaries, *vectors, *projections):
+            return None
+        counts, starts = legal.counts, legal.starts
+        if len(busy) < len(legal):
+            counts, starts = counts.index_select(0, busy), starts.index_select(0, busy)
+        packed = legal.actions, counts, starts, busy
+        return self.kernel(state, readout, self.primaries, vectors, projections, packed)
 
     def padded(self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor) -> Tensor:
         """As forward, of padded lists and in static shapes, for export.
@@ -196,22 +231,6 @@ def check_encoding(
 def fan_in(inputs: int, outputs: int) -> Tensor:
     """(inputs, outputs) normal numbers that keep the variance of what they multiply."""
     return torch.randn(inputs, outputs) / math.sqrt(inputs)
-
-
-def _without_idle_rows(hidden: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor]:
-    """The rows of hidden (B, D) that have a legal tuple, and each tuple's row (N,) among them.
-
-    Where it depends on the numbers in a tensor how many these are, as in a graph of torch.compile,
-    all rows are kept.
-    """
-    if torch.compiler.is_compiling():
-        return hidden, legal.rows
-    busy = legal.counts.nonzero().squeeze(1)
-    if len(busy) == len(hidden):
-        return hidden, legal.rows
-    place = torch.empty_like(legal.counts)
-    place[busy] = torch.arange(len(busy), device=busy.device)
-    return hidden.index_select(0, busy), place.index_select(0, legal.rows)
 
 
 PIECE = 4096

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.packing import distinct
@@ -277,6 +278,30 @@ class RowTable(Addresses):
             if source.features is not None:
                 self.derive(f"features{number}", source.features.numpy())
 
+    def kernel(self, embedding_sizes: Mapping[Any, int], width: int) -> cpu.Scorer:
+        """What this table says, as the compiled scorer takes it: {source's name: E}, W."""
+        both = [*self.learned, *self.encoded]
+        ranges: dict[tuple[int, int], list[cpu.Range]] = {}
+        for number, source in enumerate(both):
+            for column, part in enumerate(source.parts):
+                found = cpu.Range(part.start, part.role.size, number, column)
+                ranges.setdefault((part.primary, part.slot), []).append(found)
+        place = np.full(self.ids[-1] + 1, -1, np.int64)
+        place[self.ids] = np.arange(len(self.ids))
+        return cpu.Scorer(
+            width,
+            place,
+            [
+                sorted(ranges.get((number, slot), []))
+                for number in self.ids.tolist()
+                for slot in range(self.slots)
+            ],
+            [
+                cpu.Source(one.size, embedding_sizes[one.name], len(one.parts), not one.rows)
+                for one in both
+            ],
+        )
+
     def rows_of(
         self,
         above: Sequence[Tensor],
@@ -315,7 +340,7 @@ class RowTable(Addresses):
             keys = torch.add(keys, a_state, alpha=batch) + a_row * legal.rows.unsqueeze(1)
             edges = torch.add(edges, self.edges_a_state, alpha=batch)
         none = torch.zeros_like(above[0][:1])  # of unused slots
-        vectors, projections = self._learned(weights, above[0].shape[1])
+        vectors, projections = self.learned_vectors(weights, above[0].shape[1])
         table = [*map(wide, above), wide(none)]
         if few:
             table += [
@@ -337,7 +362,7 @@ class RowTable(Addresses):
             table.append(wide(_project(floats, [chosen, bounds], [none.shape[1]])))
         return torch.cat(table), keys + sum(map(len, above))
 
-    def _learned(self, weights: Weights, width: int) -> tuple[list[Tensor], list[Tensor]]:
+    def learned_vectors(self, weights: Weights, width: int) -> tuple[list[Tensor], list[Tensor]]:
         """Of each learned source: its vectors (n, e), and their projections (e, parts * W)."""
         if weights.rows is None or weights.projections is None:
             return [], []
@@ -367,7 +392,7 @@ class RowTable(Addresses):
         batch = tuples.shape[0]
         static = [
             (some @ projection).view(-1, width)
-            for some, projection in zip(*self._learned(weights, width), strict=True)
+            for some, projection in zip(*self.learned_vectors(weights, width), strict=True)
         ]
         own = [
             (entities[str(source.name)] @ projection)
@@ -413,11 +438,16 @@ def _find(keys: Tensor, edges: Tensor, whole: int, bound: int) -> tuple[Tensor, 
     return place[whole:].view_as(keys), found - begins, bounds
 
 
+def _find_apart(
+    keys: Tensor, edges: Tensor, whole: int, bound: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    place, *others = _find(keys, edges, whole, bound)
+    return place.clone(), *others
+
+
 _find_op = torch.library.custom_op(
     "tcg_flatpolicy::find_things",
-    lambda keys, edges, whole, bound: tuple(
-        one.clone() for one in _find(keys, edges, whole, bound)
-    ),
+    _find_apart,
     mutates_args=(),
     schema="(Tensor keys, Tensor edges, SymInt whole, SymInt bound) -> (Tensor, Tensor, Tensor)",
 )

@@ -176,6 +176,7 @@ def test_a_layout_that_was_copied_is_found_from_within_a_graph() -> None:
 def test_the_operators_keep_what_torch_asks_of_operators() -> None:
     """Schema, fake and autograd, by torch's own checks."""
     from tcg_flatpolicy import layout, memory, scorer, table
+    from tcg_flatpolicy.kernels import cpu
 
     env = Bandit(4)
     env.reset(seed=1)
@@ -191,12 +192,19 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
 
     keys = torch.tensor([[0, 5], [3, 9], [4, 5]])
     edges = torch.tensor([0, 1, 4, 10])
-    check(table._find_op, (keys, edges, 0, 10))
-    check(table._find_op, (keys, edges, 4, 10))
-    _, chosen, bounds = table._find(keys, edges, 0, 10)
-    learned, mixed = [floats(6, 2), floats(2, 6)], [floats(3, 6), torch.ones(6, 3)]
-    check(table._project.op, ([floats(3, 3), *learned], [chosen, bounds], [1, 2]))
-    check(table._project.op, ([floats(3, 3), mixed[0]], [chosen, bounds, mixed[1]], [1, -2]))
+    check(table._find_op, (keys, edges[1:], 1, 10))
+    check(table._find_op, (keys, edges[2:], 4, 10))
+    _, chosen, bounds = table._find(keys, edges[1:], 1, 10)
+    check(table._project.op, ([floats(6, 2), floats(2, 6)], [chosen, bounds], [3]))
+    if cpu.library():
+        legal = fp.LegalActions.from_lists([[(0, 1), (0, 0)], []], slots=1)
+        spec = fp.ActionSpec([fp.Primary("a", fp.Index("x", 2))])
+        plan = scorer.TupleScorer(spec, 4, width=3, embedding_size=2).kernel
+        of_rows = [legal.counts, legal.starts]
+        learned = [floats(2, 3), floats(2, 3), floats(1, 3), floats(2, 2), floats(2, 3)]
+        packed = [legal.actions, *of_rows, torch.arange(2)]
+        check(cpu._score.op, (learned, packed, [plan.handle]))
+        check(cpu._normalise.op, ([floats(2)], of_rows, []))
     codes, rows = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
     check(scorer._sum_and_read.op, ([floats(3, 4), floats(2, 4)], [codes, rows], []))
     weights = [floats(8, 3), floats(8, 2), floats(8), floats(8)]

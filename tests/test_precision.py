@@ -32,17 +32,21 @@ def policy(kind: Any, head: str, own: bool) -> tuple[Any, torch.Tensor]:
     ), observations
 
 
-def decided(policy: Any, observations: torch.Tensor) -> dict[str, torch.Tensor]:
+def decided(
+    policy: Any, observations: torch.Tensor, actions: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What it says of actions, by default of those that it draws; and the actions."""
     torch.manual_seed(1)
     state: dict[str, Any] = {}
     for _ in range(2):
         face, value = policy.forward_eval(observations, state)
-    actions = face.sample()
-    assert face.distribution.legal.contains(actions).all()
+    drawn = face.sample()
+    assert face.distribution.legal.contains(drawn).all()
+    actions = drawn if actions is None else actions
     log_prob, entropy = face.log_prob(actions), face.distribution.entropy()
     (log_prob.sum() + entropy.sum() + value.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())
-    return {"log_prob": log_prob, "entropy": entropy, "value": value}
+    return {"log_prob": log_prob, "entropy": entropy, "value": value}, actions
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -52,8 +56,8 @@ def test_float64_throughout(kind: Any, head: str, explored: bool) -> None:
     made, observations = policy(kind, head, own=False)
     if explored:
         made.explore(1.5, 0.1)
-    single = decided(made, observations)
-    double = decided(made.double(), observations)
+    single, actions = decided(made, observations)
+    double, _ = decided(made.double(), observations, actions)
     for name, one in double.items():
         assert one.dtype == torch.float64
         torch.testing.assert_close(one.float(), single[name], rtol=1e-4, atol=1e-4)
@@ -82,7 +86,7 @@ def test_weights_of_half_the_bits(kind: Any, head: str, dtype: torch.dtype, own:
         )
     else:
         made.to(dtype)
-    for one in decided(made, observations).values():
+    for one in decided(made, observations)[0].values():
         assert one.dtype == torch.float32
 
 
@@ -93,7 +97,7 @@ def test_a_default_dtype_of_float64(kind: Any, head: str) -> None:
     try:
         made, observations = policy(kind, head, own=False)
         made.explore(1.5, 0.1)
-        for one in decided(made, observations).values():
+        for one in decided(made, observations)[0].values():
             assert one.dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)

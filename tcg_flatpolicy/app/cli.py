@@ -1,4 +1,4 @@
-"""The command line: ``python -m tcg_flatpolicy train``, ``eval`` and ``verify``."""
+"""The command line: ``python -m tcg_flatpolicy train``, ``eval``, ``verify`` and ``info``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from tcg_flatpolicy.app.evaluate import WinRate
 from tcg_flatpolicy.app.run_folder import folder_of
 from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.app.train import trained_policy
+from tcg_flatpolicy.provenance import provenance
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
+
+KERNELS = {
+    "avx2": "compiled code with AVX2 instructions",
+    "base": "compiled code without AVX2 instructions",
+    "packed": "PyTorch's operations, since no compiled code runs here or TCG_KERNEL says so",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(options)
         if options.command == "verify":
             return verify.run(options)
+        if options.command == "info":
+            return _info()
         return _eval(options)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -88,7 +97,20 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=2_000_000, help="random seed of games and sampling"
     )
     verify.add_parser(commands)
+    commands.add_parser(
+        "info", help="say what decides here (compiled code, or PyTorch's operations) and versions"
+    )
     return parser
+
+
+def _info() -> int:
+    found = provenance()
+    kernel, processor = found["kernel"], found["machine"]["processor"]
+    print(f"kernel: {kernel} ({KERNELS[kernel]})")
+    print(f"processor: {processor}, {found['machine']['torch_threads']} threads")
+    for package, version in found["versions"].items():
+        print(f"{package}: {version or 'not installed'}")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

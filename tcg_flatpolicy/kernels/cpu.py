@@ -9,7 +9,6 @@ import ctypes
 import functools
 import itertools
 import os
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,46 +20,69 @@ from torch import Tensor
 
 from tcg_flatpolicy.operators import Operator
 
-KERNELS = ("cpu", "packed")
-"""What TCG_KERNEL may say: "packed" does without these."""
+OBJECTS = ("avx2", "base")
+"""For which instructions flat.cpp is compiled; the first that runs here is taken."""
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The object for this machine's instructions; None without one, or if TCG_KERNEL is "packed".
-
-    Raises:
-        ValueError: TCG_KERNEL is something else.
-        RuntimeError: TCG_KERNEL is "cpu", and there is none.
-    """
+def _loaded() -> tuple[str, ctypes.CDLL | None]:
     asked = os.environ.get("TCG_KERNEL", "")
-    if asked not in ("", *KERNELS):
-        raise ValueError(f"TCG_KERNEL must be one of {', '.join(KERNELS)}, got {asked!r}")
-    if asked == "packed":
-        return None
-    for name in ("avx2", "base"):
+    if asked not in ("", "cpu", *OBJECTS, "packed"):
+        raise ValueError(
+            f"TCG_KERNEL must be cpu, {', '.join(OBJECTS)} or packed, or not set, got {asked!r}"
+        )
+    for name in OBJECTS if asked in ("", "cpu") else {asked} & {*OBJECTS}:
         for path in sorted(Path(__file__).parent.glob(f"_{name}.*")):
             try:
                 found = ctypes.CDLL(str(path))
             except OSError:  # of another machine
                 continue
-            for function in ("count", "read", "score", "score_back", "normalise", "runs_here"):
+            for function in ("count", "read", "score", "score_back", "runs_here"):
                 getattr(found, f"tcg_{function}").restype = ctypes.c_int64
             if found.tcg_runs_here():
-                return found
-    if asked == "cpu":
+                return name, found
+    if asked not in ("", "packed"):
         raise RuntimeError(
-            "TCG_KERNEL is cpu, and no kernel was built: install a C++ compiler, and then this "
-            "package once more"
+            f"TCG_KERNEL is {asked}, and no kernel was built that runs here: install a C++ "
+            "compiler, and then this package once more"
         )
-    return None
+    return "packed", None
+
+
+def kernel() -> str:
+    """What decides here: "avx2" or "base", compiled code; or "packed", PyTorch's operations.
+
+    The environment variable TCG_KERNEL chooses: one of these, or "cpu", which is the first of the
+    compiled ones that runs here. Else that is taken where there is one.
+
+    Raises:
+        ValueError: TCG_KERNEL is something else.
+        RuntimeError: TCG_KERNEL asks for compiled code, and there is none.
+    """
+    return _loaded()[0]
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled code; None if :func:`kernel` is "packed"."""
+    return _loaded()[1]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _available() -> bool:
+    return library() is not None
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether there are kernels for these: of float32 on a CPU."""
-    return library() is not None and all(
-        one.device.type == "cpu" and one.dtype == torch.float32 for one in tensors
+    """Whether there are kernels for these: of float32 on a CPU, outside torch.func and vmap."""
+    return (
+        _available()
+        and (torch.compiler.is_compiling() or not _transformed())
+        and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in tensors)
     )
+
+
+# Torch says so nowhere else. A tensor inside such a transform has no memory of its own.
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def _call(function: str, *arguments: Any) -> int:
@@ -112,6 +134,7 @@ class Reader:
         columns: Sequence[tuple[int, int, int, bool]],
         limits: npt.NDArray[np.int64],
     ) -> None:
+        self._given = row_bytes, room, count, columns, limits
         self._limits = np.ascontiguousarray(limits)
         self._columns = (_Number * len(columns))(*(_Number(*column) for column in columns))
         offset, size, signed = count
@@ -125,13 +148,16 @@ class Reader:
             self._limits.ctypes.data,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reader, self._given
+
     def __call__(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """(B, row_bytes) uint8 -> actions (N, H), counts (B,), rows (N,), starts (B,), all int64.
 
         None for a list that is broken, or not within the limits.
         """
         batch = len(data)
-        counts, starts = torch.empty((2, batch), dtype=torch.int64).unbind(0)
+        counts, starts = (torch.empty(batch, dtype=torch.int64) for _ in range(2))
         total = _call("count", self._view, data, batch, counts, starts)
         if total < 0:
             return None
@@ -141,7 +167,9 @@ class Reader:
         kept = _call("read", self._view, data, batch, threads, counts, starts, actions, rows)
         if kept < 0:
             return None
-        return actions[:kept], counts, rows[:kept], starts
+        if kept < total:
+            actions, rows = actions[:kept].clone(), rows[:kept].clone()
+        return actions, counts, rows, starts
 
 
 # ---- scores
@@ -169,9 +197,9 @@ class _Scoring(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("counts", "starts", "tuples", "state", "readout", "primaries", "vectors"),
-                *("projections", "strides", "scores", "of_scores", "of_state", "of_readout"),
-                *("of_primaries", "of_vectors", "of_projections"),
+                *("counts", "starts", "tuples", "state_of", "state", "readout", "primaries"),
+                *("vectors", "projections", "strides", "scores", "of_scores", "of_state"),
+                *("of_readout", "of_primaries", "of_vectors", "of_projections"),
             )
         ),
     ]
@@ -215,6 +243,7 @@ class Scorer:
         ranges: Sequence[Sequence[Range]],
         sources: Sequence[Source],
     ) -> None:
+        self._given = width, place, ranges, sources
         self.sources = sources
         flat = list(itertools.chain(*ranges))
         parts = {(one.source, one.column): k for k, one in enumerate(flat)}
@@ -243,8 +272,14 @@ class Scorer:
             "parts": len(parts),
         }
         self._plan = _Plan(**sizes, **{n: one.ctypes.data for n, one in self._arrays.items()})
-        self.handle = next(_NUMBERS)
-        _SCORERS[self.handle] = self
+        key = width, place.tobytes(), tuple(map(tuple, ranges)), tuple(sources)
+        self.handle = _HANDLES.setdefault(key, len(_HANDLES))
+        """Where the operators of a compiled graph, which take no objects, find it; of those that
+        score alike the same, so that their policies share a graph."""
+        _SCORERS.setdefault(self.handle, self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scorer, self._given
 
     def __call__(
         self,
@@ -253,7 +288,7 @@ class Scorer:
         primaries: Tensor,
         vectors: Sequence[Tensor],
         projections: Sequence[Tensor],
-        packed: tuple[Tensor, Tensor, Tensor],
+        packed: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> Tensor:
         """The scores (N,), with a gradient for each of the floats.
 
@@ -262,7 +297,8 @@ class Scorer:
             primaries: (P, W).
             vectors: of each source.
             projections: (E, columns * W) of each source.
-            packed: actions (N, H), counts (B,), starts (B,).
+            packed: actions (N, H), counts (B,), starts (B,), and which of the states that sources
+                have vectors of is each row's own (B,).
 
         Raises:
             ValueError: a tuple that is not within the spec.
@@ -276,7 +312,7 @@ class Scorer:
     ) -> list[Tensor]:
         """The scores; or, given their gradient, that of each of the floats."""
         state, readout, primaries, *rest = floats
-        actions, counts, starts = packed
+        actions, counts, starts, state_of = packed
         vectors, projections = rest[: len(self.sources)], rest[len(self.sources) :]
         # A row of numbers must lie in one piece, and rows may be apart.
         projections = [one if one.stride(1) == 1 else one.contiguous() for one in projections]
@@ -291,6 +327,7 @@ class Scorer:
                     ("counts", counts),
                     ("starts", starts),
                     ("tuples", actions),
+                    ("state_of", state_of),
                     ("state", state),
                     ("readout", readout),
                     ("primaries", primaries),
@@ -325,9 +362,8 @@ class Scorer:
             raise ValueError("a legal tuple is not within the spec: call validate(spec) to see it")
 
 
-_NUMBERS = itertools.count()
-_SCORERS: weakref.WeakValueDictionary[int, Scorer] = weakref.WeakValueDictionary()
-"""By handle: an operator takes no objects."""
+_HANDLES: dict[tuple[Any, ...], int] = {}
+_SCORERS: dict[int, Scorer] = {}
 
 
 def _score_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
@@ -348,7 +384,7 @@ _score = Operator("score", _score_forward, _score_backward, _score_fake)
 
 
 # ---- the categorical of each row. Floats: scores (N,). Others: counts (B,), starts (B,). Result:
-# log-probabilities (N,) and then entropies (B,), in one; and (1,) the first unsound row, or -1.
+# log-probabilities (N,) and then entropies (B,), in one.
 
 
 def _normalise_forward(
@@ -357,16 +393,15 @@ def _normalise_forward(
     (scores,), (counts, starts) = floats, others
     scores = scores.contiguous()
     both = scores.new_empty(len(scores) + len(counts))
-    of_rows = both[len(scores) :]
-    threads = torch.get_num_threads()
-    unsound = _call("normalise", len(counts), threads, counts, starts, scores, both, of_rows)
-    return [both, torch.tensor([unsound])]
+    lists = len(counts), torch.get_num_threads(), counts, starts
+    _call("normalise", *lists, scores, both, both[len(scores) :])
+    return [both]
 
 
 def _normalise_backward(
     grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
 ) -> list[Tensor]:
-    (scores,), (counts, starts), (both, _) = floats, others, saved
+    (scores,), (counts, starts), (both,) = floats, others, saved
     n, grad, scores = len(scores), grad.contiguous(), scores.contiguous()
     of_scores = torch.empty_like(scores)
     lists = len(counts), torch.get_num_threads(), counts, starts
@@ -375,8 +410,7 @@ def _normalise_backward(
 
 
 def _normalise_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
-    rows = floats[0].shape[0] + others[0].shape[0]
-    return [floats[0].new_empty(rows), others[0].new_empty(1)]
+    return [floats[0].new_empty(floats[0].shape[0] + others[0].shape[0])]
 
 
 _normalise = Operator("normalise", _normalise_forward, _normalise_backward, _normalise_fake)
@@ -385,7 +419,7 @@ _normalise = Operator("normalise", _normalise_forward, _normalise_backward, _nor
 def normalise(scores: Tensor, counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (N,) of rows -> their log-softmax (N,) and its entropy (B,); each tuple listed once.
 
-    A row of only -inf is uniform; of a row with a score of NaN or +inf neither means anything.
+    A row of only -inf is uniform; one with a score of NaN or +inf has an entropy of NaN.
     """
     logits, entropy = _normalise([scores], [counts, starts]).split([len(scores), len(counts)])
     return logits, entropy
@@ -404,10 +438,13 @@ def draw(logits: Tensor, packed: tuple[Tensor, Tensor, Tensor], noop: Tensor) ->
     return drawn
 
 
-def find(values: Tensor, packed: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(B, H) int64 -> (B,) int64, where each stands among the actions, -1 where nowhere."""
+def find(values: Tensor, packed: tuple[Tensor, Tensor, Tensor], noop: Tensor) -> Tensor:
+    """Where tuples (B, H) int64 stand among the actions (N, H): (B,) int64.
+
+    N of one that its row does not list, N + 1 of the no-op in a row without a tuple.
+    """
     actions, counts, starts = packed
     places = torch.empty(len(counts), dtype=torch.int64)
-    lists = len(counts), actions.shape[1], counts, starts, actions
-    _call("find", *lists, values.contiguous(), places)
+    lists = len(counts), actions.shape[1], len(actions), counts, starts, actions
+    _call("find", *lists, noop.contiguous(), values.contiguous(), places)
     return places

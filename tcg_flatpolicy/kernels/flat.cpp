@@ -228,6 +228,7 @@ struct Plan {  // what does not change from call to call
 struct Call {
   int64_t rows, threads;
   const int64_t *counts, *starts, *tuples;  // (B), (B), (N, H)
+  const int64_t* state_of;                  // (B): of each row, which of the states of the encoder's entities is its own
   const float *state, *readout;             // (B, W)
   const float* primaries;                   // (P, W)
   const float* const* vectors;              // of each source (n, E), or (B, n, E)
@@ -362,7 +363,7 @@ struct Worker {
     for (int64_t s = 0; s < p->sources; s++) of_projections.emplace_back(p->embedding[s] * p->columns[s] * W, 0.0f);
   }
 
-  // Which rows the tuples of a row sum, from the block's tuple T on; new things are listed. Whether all tuples are
+  // Which table rows the tuples of a row sum, from the block's tuple T on; new things are listed. Whether all tuples are
   // within the spec.
   bool look_up(int64_t b, int64_t T) {
     const int64_t n = c->counts[b];
@@ -396,7 +397,7 @@ struct Worker {
         if (stamps[thing] != (uint32_t)(b + 1)) {
           stamps[thing] = (uint32_t)(b + 1);
           own_rows[thing] = ~(int32_t)own.size();
-          const int64_t where = (b * p->sizes[source] + value) * E;
+          const int64_t where = (c->state_of[b] * p->sizes[source] + value) * E;
           own.push_back({c->vectors[source] + where, back ? c->of_vectors[source] + where : nullptr, part, own_rows[thing]});
         }
         row[1 + j] = own_rows[thing];
@@ -666,14 +667,11 @@ double uniform(uint64_t seed, uint64_t row) {  // Philox 4x32-10 (Salmon et al.,
 
 extern "C" {
 
-// Scores (N) -> log-probabilities (N) and entropies (B); the first row with a score of NaN or +inf, or -1. A row of only
-// -inf is uniform.
-int64_t tcg_normalise(int64_t rows, int64_t threads, const int64_t* counts, const int64_t* starts, const float* scores,
+// Scores (N) -> log-probabilities (N) and entropies (B), all NaN of a row with a score of NaN or +inf. A row of only -inf
+// is uniform.
+void tcg_normalise(int64_t rows, int64_t threads, const int64_t* counts, const int64_t* starts, const float* scores,
                       float* logits, float* entropy) {
-  threads = threads_for(rows, threads, 256);
-  int64_t unsound[MOST_THREADS];
-  over_rows(rows, threads, [&](int64_t thread, int64_t begin, int64_t end) {
-    unsound[thread] = -1;
+  over_rows(rows, threads_for(rows, threads, 256), [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       const float* score = scores + starts[b];
       float *logit = logits + starts[b], top = -INFINITY;
@@ -683,7 +681,6 @@ int64_t tcg_normalise(int64_t rows, int64_t threads, const int64_t* counts, cons
         sound &= score[i] < INFINITY;
         top = score[i] > top ? score[i] : top;
       }
-      if (!sound && unsound[thread] < 0) unsound[thread] = b;
       double total = 0, weighted = 0;
       for (int64_t i = 0; i < n; i++) {
         const float below = top == -INFINITY ? 0 : score[i] - top, p = std::exp(below);
@@ -691,14 +688,11 @@ int64_t tcg_normalise(int64_t rows, int64_t threads, const int64_t* counts, cons
         total += p;
         if (p > 0) weighted += (double)p * below;
       }
-      const float log_sum = n ? (float)std::log(total) : 0;
+      const float log_sum = !sound ? NAN : n ? (float)std::log(total) : 0;
       for (int64_t i = 0; i < n; i++) logit[i] -= log_sum;
-      entropy[b] = n ? (float)(std::log(total) - weighted / total) : 0;
+      entropy[b] = !sound ? NAN : n ? (float)(std::log(total) - weighted / total) : 0;
     }
   });
-  for (int64_t t = 0; t < threads; t++)
-    if (unsound[t] >= 0) return unsound[t];
-  return -1;
 }
 
 // With p the probabilities, l their logs and H the entropy: d l_i / d s_j = (i == j) - p_j, d H / d s_j = -p_j (l_j + H).
@@ -715,9 +709,9 @@ void tcg_normalise_back(int64_t rows, int64_t threads, const int64_t* counts, co
         total += of_logits[i];
       }
       for (int64_t i = starts[b]; i < starts[b] + counts[b]; i++) {
-        const float p = std::exp(logits[i]);
-        of_scores[i] = dead ? 0 : of_logits[i] - p * (float)total;
-        if (p > 0 && !dead) of_scores[i] -= of_entropy[b] * p * (logits[i] + entropy[b]);
+        const double p = std::exp((double)logits[i]);  // in double: the difference may be of equals
+        const double of_h = p > 0 ? of_entropy[b] * p * ((double)logits[i] + entropy[b]) : 0;
+        of_scores[i] = dead ? 0 : (float)(of_logits[i] - p * total - of_h);
       }
     }
   });
@@ -742,13 +736,15 @@ void tcg_draw(int64_t rows, int64_t threads, int64_t values, const int64_t* coun
   });
 }
 
-// The place of each action (B, H) among all tuples (N, H), -1 for one that its row does not list.
-void tcg_find(int64_t rows, int64_t values, const int64_t* counts, const int64_t* starts, const int64_t* tuples,
-              const int64_t* actions, int64_t* places) {
+// The place of each action (B, H) among the tuples (N, H); N of one that its row does not list, N + 1 of the no-op in a
+// row without a tuple.
+void tcg_find(int64_t rows, int64_t values, int64_t total, const int64_t* counts, const int64_t* starts,
+              const int64_t* tuples, const int64_t* noop, const int64_t* actions, int64_t* places) {
   for (int64_t b = 0; b < rows; b++, actions += values) {
-    places[b] = -1;
-    for (int64_t i = starts[b]; i < starts[b] + counts[b] && places[b] < 0; i++)
-      if (!std::memcmp(tuples + i * values, actions, 8 * values)) places[b] = i;
+    int64_t at = starts[b];
+    const int64_t end = at + counts[b];
+    while (at < end && std::memcmp(tuples + at * values, actions, 8 * values)) at++;
+    places[b] = at < end ? at : total + (!counts[b] && !std::memcmp(noop, actions, 8 * values));
   }
 }
 
