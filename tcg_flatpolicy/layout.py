@@ -216,8 +216,6 @@ class LegalLayout:
             return LegalActions(actions, counts, noop)  # checks that none is negative
         packing = rows, starts
         legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=packing)
-        if actions.device.type == "cpu" and _all_within(actions.numpy(), self.spec.limits):
-            return legal
         if self.dropped is not None:
             return self.dropped.drop(legal, self.spec)
         legal.validate(self.spec)  # says what is wrong
@@ -366,16 +364,6 @@ class LegalLayout:
             f"LegalLayout({self.dtype.itemsize} bytes, count={self.count_name!r}, "
             f"actions={self.action_names!r}, room for {self.padding})"
         )
-
-
-def _all_within(actions: npt.NDArray[np.int64], limits: npt.NDArray[np.int64]) -> bool:
-    """Whether tuples (N, H) are all within a spec's limits (ids, H)."""
-    if not len(actions):
-        return True
-    unsigned = actions.view(np.uint64)  # a negative number is a very large one
-    if unsigned[:, 0].max() >= len(limits):
-        return False
-    return bool((unsigned < limits.view(np.uint64).take(actions[:, 0], axis=0)).all())
 
 
 # ---- operators of compiled graphs

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tcg_flatpolicy import fields
 from tcg_flatpolicy.fields import Field
-from tcg_flatpolicy.packing import pack, pack_arrays, places
+from tcg_flatpolicy.packing import pack, places
 
 Packed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """actions (N, H), counts (B,), rows (N,), starts (B,), all int64."""
@@ -80,7 +80,6 @@ class Listing:
         self.columns = self._columns(dtype, actions)
         self.room = self.columns[0].shape[0]
         self._together = self._tuples_lie_together()
-        self._even = self._lies_even()
 
     def _integer_field(self, dtype: np.dtype[Any], name: str) -> Field:
         field = fields.find(dtype, name)
@@ -131,17 +130,6 @@ class Listing:
             for j, column in enumerate(self.columns)
         )
 
-    def _lies_even(self) -> bool:
-        """Whether the list is integers of one dtype, each column alike and none at an odd place."""
-        first, steps = self.columns[0], [self.row_bytes, *self.columns[0].strides]
-        steps += [column.offset for column in self.columns]
-        return (
-            self.count.dtype.kind in "iu"
-            and first.dtype.kind in "iu"
-            and all((c.dtype, c.strides) == (first.dtype, first.strides) for c in self.columns)
-            and all(step % first.dtype.itemsize == 0 for step in steps)
-        )
-
     def view(self) -> ListView:
         """In plain integers.
 
@@ -173,13 +161,6 @@ class Listing:
             ValueError: a count outside 0..K; a number that is not whole, beyond int64, or so large
                 that its floating dtype may have rounded it.
         """
-        by_numpy = self._even and data.device.type == "cpu" and len(data)
-        packed = self._read_by_numpy(data) if by_numpy else self._read_by_torch(data)
-        self._check_numbers(given, *packed[:3])
-        return packed
-
-    def _read_by_torch(self, data: Tensor) -> Packed:
-        """Bytes -> actions (N, H), counts (B,), rows (N,), starts (B,), all int64."""
         said = fields.view(data, self.count).reshape(len(data)).clone()  # environments write there
         counts = self._whole(said, self.count.name)
         outside = (counts < 0) | (counts > self.room)
@@ -198,34 +179,8 @@ class Listing:
             actions = read(self.columns[0], len(self.columns))
         else:
             actions = torch.cat([read(field, 1) for field in self.columns], dim=1)
+        self._check_numbers(given, actions, counts, rows)
         return actions, counts, rows, starts
-
-    def _read_by_numpy(self, data: Tensor) -> Packed:
-        """As :meth:`_read_by_torch`, on a CPU: in small batches it is torch's calls that cost."""
-        raw = data.numpy()
-        batch, nbytes = raw.shape
-        strides = (nbytes, *self.count.strides)
-        where = np.ndarray(
-            (batch, *self.count.shape), self.count.dtype, raw, self.count.offset, strides
-        )
-        counts = where.reshape(batch).astype(np.int64)
-        if counts.min() < 0 or counts.max() > self.room:
-            row = int(((counts < 0) | (counts > self.room)).argmax())
-            raise self.overflow(row, int(counts[row]))
-        rows, starts = pack_arrays(counts)
-
-        first = self.columns[0]
-        size = first.dtype.itemsize
-        numbers = raw.reshape(-1).view(first.dtype)
-        step, row_step = first.strides[0] // size, nbytes // size
-        at = np.repeat(np.arange(0, batch * row_step, row_step) - starts * step, counts)
-        at += np.arange(0, len(rows) * step, step)
-        actions = np.empty((len(rows), len(self.columns)), np.int64)
-        for j, field in enumerate(self.columns):
-            # The counts are checked, so that nothing wraps: it is the quickest of take's modes.
-            actions[:, j] = numbers[field.offset // size :].take(at, mode="wrap")
-        packed = actions, counts, rows, starts
-        return tuple(map(torch.from_numpy, packed))  # type: ignore[return-value]
 
     def overflow(self, row: int, count: int) -> ValueError:
         """What is raised for a count, as int64, that lies outside 0..K."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,13 +26,6 @@ def pack(counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
     """
     total = int(counts.sum()) if total is None else total
     return torch.repeat_interleave(counts, output_size=total), counts.cumsum(0) - counts
-
-
-def pack_arrays(
-    counts: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """As :func:`pack`, of NumPy arrays, which in small batches are quicker than torch's."""
-    return np.repeat(np.arange(len(counts)), counts), counts.cumsum() - counts
 
 
 def places(rows: Tensor, starts: Tensor) -> Tensor:

@@ -441,8 +441,8 @@ def _find(keys: Tensor, edges: Tensor, whole: int, bound: int) -> tuple[Tensor, 
 def _find_apart(
     keys: Tensor, edges: Tensor, whole: int, bound: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    place, *others = _find(keys, edges, whole, bound)
-    return place.clone(), *others
+    place, chosen, bounds = _find(keys, edges, whole, bound)
+    return place.clone(), chosen, bounds
 
 
 _find_op = torch.library.custom_op(
