@@ -219,19 +219,18 @@ class LegalCategorical(OverLegalTuples):
                 no whole number.
         """
         self._check_scores()
-        if self._validate_args:
+        if self._validate_args and value.is_floating_point():  # integers are whole
             self._validate_sample(value)
         legal, logits = self._merged()
         value = legal.whole(value)
         if self._entropy is not None and value.ndim == 2:
-            at = cpu.find(value, (legal.actions, legal.counts, legal.starts), legal.noop)
-            # Also without a tuple it stays in the graph: DistributedDataParallel needs it.
-            return torch.cat([logits, logits.new_tensor([-torch.inf, 0.0])]).index_select(0, at)
+            packed = legal.actions, legal.counts, legal.starts
+            return cpu.log_prob(logits, packed, legal.noop, value)
         at = legal.find(value)
         idle = (legal.counts == 0) & (value == legal.noop).all(-1)
         outside = torch.where(idle, 0.0, -torch.inf).to(logits.dtype)
         if not len(logits):
-            return outside + logits.sum()  # stays in the graph, as above
+            return outside + logits.sum()  # stays in the graph: DistributedDataParallel needs it
         listed = logits.index_select(0, at.clamp(min=0).flatten()).view(at.shape)
         return torch.where(at >= 0, listed, outside)
 

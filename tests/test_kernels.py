@@ -73,8 +73,8 @@ def scored(draw: st.DrawFn) -> tuple[TupleScorer, fp.LegalActions, list[Tensor],
     }
     scorer = TupleScorer(spec, 5, sizes, width, embedding)
     with torch.no_grad():
-        scorer.readout.mul_(30)
-        scorer.readout_of_state.mul_(100)
+        scorer.readout.mul_(10)
+        scorer.readout_of_state.mul_(30)
     leaves = [torch.randn(len(legal), 5, generator=random)]
     leaves += [torch.randn(len(legal), *size, generator=random) for size in sizes.values()]
     return scorer, legal, leaves, list(sizes)
@@ -123,11 +123,12 @@ def test_numbers_and_gradients_are_those_of_float64(
     for mine, theirs in zip(got[:2], wanted[:2], strict=True):
         assert mine.dtype == torch.float32
         assert torch.equal(mine.isinf(), theirs.isinf())
-        near = (mine.double() - theirs).abs() <= 4e-6 * theirs.abs().clamp(min=1)
+        near = (mine.double() - theirs).abs() <= 2e-6 * theirs.abs().clamp(min=1)
         assert (near | mine.isinf()).all()
+    # Of the largest: in a leaf's own gradient equal terms may cancel out.
+    largest = max((float(one.abs().max()) for one in wanted[2] if one.numel()), default=0.0)
     for mine, theirs in zip(got[2], wanted[2], strict=True):
-        scale = theirs.abs().max().clamp(min=1e-3) if theirs.numel() else 1
-        assert ((mine.double() - theirs).abs() <= 1e-5 * scale).all()
+        assert ((mine.double() - theirs).abs() <= 1e-5 * max(largest, 1e-2)).all()
 
 
 def test_a_row_s_numbers_do_not_depend_on_the_batch_or_on_threads(kernel: str) -> None:
@@ -196,7 +197,8 @@ def test_draws_follow_the_probabilities(kernel: str) -> None:
     counts = torch.zeros(24 + 2, dtype=torch.int64)
     for _ in range(1000):
         actions = distribution.sample()
-        places = cpu.find(actions, packed, legal.noop)
+        given = [*packed, legal.noop, actions]
+        _, places = cpu._log_prob.forward([distribution.logits], given, [])
         assert int(places.max()) == len(scores) + 1  # the no-op of the empty rows
         places = places[places < len(scores)] % 24
         counts += torch.bincount(places, minlength=26)
@@ -366,7 +368,7 @@ def test_the_environment_says_which(asked: str, words: str) -> None:
         check=False,
     )
     assert words in done.stdout + done.stderr
-    assert done.returncode == (0 if asked == "packed" else 1)
+    assert done.returncode == (0 if asked == "packed" else 2)
 
 
 def test_without_a_built_kernel_asking_for_one_says_what_to_do(

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,19 @@ from tcg_flatpolicy.operators import Operator
 
 OBJECTS = ("avx2", "base")
 """For which instructions flat.cpp is compiled; the first that runs here is taken."""
+
+_FUNCTIONS = {
+    "runs_here": 0,
+    "count": 5,
+    "read": 8,
+    "score": 2,
+    "score_back": 2,
+    "normalise": 7,
+    "normalise_back": 10,
+    "draw": 10,
+    "log_prob": 11,
+}
+"""How many arguments each takes: whole numbers and addresses alike are 64 bits."""
 
 
 @functools.cache
@@ -37,8 +50,9 @@ def _loaded() -> tuple[str, ctypes.CDLL | None]:
                 found = ctypes.CDLL(str(path))
             except OSError:  # of another machine
                 continue
-            for function in ("count", "read", "score", "score_back", "runs_here"):
-                getattr(found, f"tcg_{function}").restype = ctypes.c_int64
+            for function, numbers in _FUNCTIONS.items():
+                of = getattr(found, f"tcg_{function}")
+                of.restype, of.argtypes = ctypes.c_int64, [ctypes.c_int64] * numbers
             if found.tcg_runs_here():
                 return name, found
     if asked not in ("", "packed"):
@@ -85,34 +99,28 @@ def usable(*tensors: Tensor) -> bool:
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def _call(function: str, *arguments: Any) -> int:
-    """A kernel's result, given tensors, structs, None and whole numbers."""
+def _call(function: str, *given: Any) -> int:
+    """A kernel's result, given whole numbers, tensors, NumPy arrays and ctypes' structs."""
     plain = [
-        ctypes.c_void_p(one.data_ptr())
+        one.data_ptr()
         if isinstance(one, Tensor)
-        else ctypes.byref(one)
-        if isinstance(one, ctypes.Structure)
-        else ctypes.c_int64(one)
-        for one in arguments
+        else one
+        if isinstance(one, int)
+        else _address(one)
+        for one in given
     ]
     result: int = getattr(library(), f"tcg_{function}")(*plain)
     return result
 
 
-def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * max(1, len(tensors)))(*(one.data_ptr() for one in tensors))
+def _address(of: Any) -> int:
+    return int(of.ctypes.data) if isinstance(of, np.ndarray) else ctypes.addressof(of)
 
 
-class _Number(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("offset", "stride", "size", "is_signed")]
-
-
-class _View(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("row_bytes", "values", "room", "ids")),
-        ("count", _Number),
-        *((name, ctypes.c_void_p) for name in ("columns", "limits")),
-    ]
+def _numbers(values: Iterable[int]) -> Any:
+    """An array in memory, or a struct of 64 bits each."""
+    listed = list(values)
+    return (ctypes.c_int64 * max(1, len(listed)))(*listed)
 
 
 class Reader:
@@ -136,17 +144,12 @@ class Reader:
     ) -> None:
         self._given = row_bytes, room, count, columns, limits
         self._limits = np.ascontiguousarray(limits)
-        self._columns = (_Number * len(columns))(*(_Number(*column) for column in columns))
+        self._columns = _numbers(itertools.chain(*columns))
         offset, size, signed = count
-        self._view = _View(
-            row_bytes,
-            len(columns),
-            room,
-            len(limits),
-            _Number(offset, 0, size, signed),
-            ctypes.addressof(self._columns),
-            self._limits.ctypes.data,
-        )
+        lists = _address(self._columns), _address(self._limits)
+        sizes = row_bytes, len(columns), room, len(limits)
+        self._view = _numbers([*sizes, offset, 0, size, signed, *lists])
+        self._values = len(columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Reader, self._given
@@ -161,7 +164,7 @@ class Reader:
         total = _call("count", self._view, data, batch, counts, starts)
         if total < 0:
             return None
-        actions = torch.empty((total, self._view.values), dtype=torch.int64)
+        actions = torch.empty((total, self._values), dtype=torch.int64)
         rows = torch.empty(total, dtype=torch.int64)
         threads = torch.get_num_threads()
         kept = _call("read", self._view, data, batch, threads, counts, starts, actions, rows)
@@ -173,36 +176,6 @@ class Reader:
 
 
 # ---- scores
-
-
-class _Plan(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("values", "width", "ids", "primaries", "sources", "parts")
-        ),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("place", "first", "start", "size", "part", "source", "column"),
-                *("sizes", "embedding", "columns", "encoded"),
-            )
-        ),
-    ]
-
-
-class _Scoring(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "threads")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("counts", "starts", "tuples", "state_of", "state", "readout", "primaries"),
-                *("vectors", "projections", "strides", "scores", "of_scores", "of_state"),
-                *("of_readout", "of_primaries", "of_vectors", "of_projections"),
-            )
-        ),
-    ]
 
 
 class Range(NamedTuple):
@@ -249,29 +222,23 @@ class Scorer:
         parts = {(one.source, one.column): k for k, one in enumerate(flat)}
         parts = {key: k for k, key in enumerate(parts)}
         primaries = int(place.max()) + 1
-        arrays: dict[str, tuple[Any, str]] = {
-            "place": (place, "i4"),
-            "first": (np.cumsum([0, *map(len, ranges)]), "i4"),
-            "start": ([one.start for one in flat], "i8"),
-            "size": ([one.size for one in flat], "i8"),
-            "part": ([parts[one.source, one.column] for one in flat], "i4"),
-            "source": ([source for source, _ in parts], "i4"),
-            "column": ([column for _, column in parts], "i4"),
-            "sizes": ([one.size for one in sources], "i8"),
-            "embedding": ([one.embedding for one in sources], "i8"),
-            "columns": ([one.columns for one in sources], "i8"),
-            "encoded": ([one.encoded for one in sources], "i4"),
-        }
-        self._arrays = {name: np.array(*given) for name, given in arrays.items()}
-        sizes = {
-            "values": 1 + len(ranges) // primaries,
-            "width": width,
-            "ids": len(place),
-            "primaries": primaries,
-            "sources": len(sources),
-            "parts": len(parts),
-        }
-        self._plan = _Plan(**sizes, **{n: one.ctypes.data for n, one in self._arrays.items()})
+        arrays: list[tuple[Any, str]] = [  # in the order of Plan in flat.cpp
+            (place, "i4"),
+            (np.cumsum([0, *map(len, ranges)]), "i4"),
+            ([one.start for one in flat], "i8"),
+            ([one.size for one in flat], "i8"),
+            ([parts[one.source, one.column] for one in flat], "i4"),
+            ([source for source, _ in parts], "i4"),
+            ([column for _, column in parts], "i4"),
+            ([one.size for one in sources], "i8"),
+            ([one.embedding for one in sources], "i8"),
+            ([one.columns for one in sources], "i8"),
+            ([one.encoded for one in sources], "i4"),
+        ]
+        self._arrays = [np.array(*given) for given in arrays]
+        values = 1 + len(ranges) // primaries
+        sizes = values, width, len(place), primaries, len(sources), len(parts)
+        self._plan = _numbers([*sizes, *map(_address, self._arrays)])
         key = width, place.tobytes(), tuple(map(tuple, ranges)), tuple(sources)
         self.handle = _HANDLES.setdefault(key, len(_HANDLES))
         """Where the operators of a compiled graph, which take no objects, find it; of those that
@@ -316,43 +283,35 @@ class Scorer:
         vectors, projections = rest[: len(self.sources)], rest[len(self.sources) :]
         # A row of numbers must lie in one piece, and rows may be apart.
         projections = [one if one.stride(1) == 1 else one.contiguous() for one in projections]
-        strides = np.array([one.stride(0) for one in projections], np.int64)
-        vector_list, projection_list = _pointers(vectors), _pointers(projections)
-        call = _Scoring(
-            rows=len(state),
-            threads=torch.get_num_threads(),
-            **{
-                name: one.data_ptr()
-                for name, one in (
-                    ("counts", counts),
-                    ("starts", starts),
-                    ("tuples", actions),
-                    ("state_of", state_of),
-                    ("state", state),
-                    ("readout", readout),
-                    ("primaries", primaries),
-                )
-            },
-            vectors=ctypes.addressof(vector_list),
-            projections=ctypes.addressof(projection_list),
-            strides=strides.ctypes.data,
+
+        def addresses(tensors: Sequence[Tensor]) -> Any:
+            return _numbers(one.data_ptr() for one in tensors)
+
+        scores = state.new_empty(len(actions)) if given is None else given.contiguous()
+        results = [scores]
+        if given is not None:
+            results = [torch.empty_like(one) for one in (state, readout, primaries)]
+            results += [torch.zeros_like(one) for one in vectors]
+            results += [one.new_zeros(one.shape) for one in projections]
+        # Kept until the call is over, since it has but their addresses.
+        lists = [addresses(vectors), addresses(projections)]
+        lists.append(_numbers(one.stride(0) for one in projections))
+        of_lists = [
+            addresses(results[3 : 3 + len(vectors)]),
+            addresses(results[3 + len(vectors) :]),
+        ]
+        inputs = counts, starts, actions, state_of, state, readout, primaries
+        call = _numbers(  # in the order of Call in flat.cpp
+            [
+                *(len(state), torch.get_num_threads()),
+                *(one.data_ptr() for one in inputs),
+                *map(_address, lists),
+                *(scores.data_ptr(), scores.data_ptr()),
+                *(one.data_ptr() for one in (results * 3)[:3]),
+                *map(_address, of_lists),
+            ]
         )
-        if given is None:
-            scores = state.new_empty(len(actions))
-            call.scores = scores.data_ptr()
-            self._finish(_call("score", self._plan, call))
-            return [scores]
-        given = given.contiguous()
-        results = [torch.empty_like(one) for one in (state, readout, primaries)]
-        results += [torch.zeros_like(one) for one in vectors]
-        results += [one.new_zeros(one.shape) for one in projections]
-        call.of_scores = given.data_ptr()
-        call.of_state, call.of_readout, call.of_primaries = (one.data_ptr() for one in results[:3])
-        of_vectors = _pointers(results[3 : 3 + len(vectors)])
-        of_projections = _pointers(results[3 + len(vectors) :])
-        call.of_vectors = ctypes.addressof(of_vectors)
-        call.of_projections = ctypes.addressof(of_projections)
-        self._finish(_call("score_back", self._plan, call))
+        self._finish(_call("score" if given is None else "score_back", self._plan, call))
         return results
 
     def _finish(self, result: int) -> None:
@@ -438,13 +397,40 @@ def draw(logits: Tensor, packed: tuple[Tensor, Tensor, Tensor], noop: Tensor) ->
     return drawn
 
 
-def find(values: Tensor, packed: tuple[Tensor, Tensor, Tensor], noop: Tensor) -> Tensor:
-    """Where tuples (B, H) int64 stand among the actions (N, H): (B,) int64.
+# The log-probability of given tuples. Floats: log-probabilities (N,). Others: actions (N, H),
+# counts (B,), starts (B,), noop (H,), tuples (B, H). Result: (B,); and where each stands, N or
+# N + 1 of one that is not listed.
 
-    N of one that its row does not list, N + 1 of the no-op in a row without a tuple.
-    """
-    actions, counts, starts = packed
-    places = torch.empty(len(counts), dtype=torch.int64)
+
+def _log_prob_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    (logits,), (actions, counts, starts, noop, tuples) = floats, others
+    logits, noop, tuples = logits.contiguous(), noop.contiguous(), tuples.contiguous()
+    places, found = torch.empty_like(counts), logits.new_empty(len(counts))
     lists = len(counts), actions.shape[1], len(actions), counts, starts, actions
-    _call("find", *lists, noop.contiguous(), values.contiguous(), places)
-    return places
+    _call("log_prob", *lists, noop, tuples, logits, places, found)
+    return [found, places]
+
+
+def _log_prob_backward(
+    grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
+) -> list[Tensor]:
+    of_logits = grad.new_zeros(len(floats[0]) + 2)
+    of_logits[saved[1]] = grad  # no two rows have the same place, but behind what is listed
+    return [of_logits[: len(floats[0])]]
+
+
+def _log_prob_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    return [floats[0].new_empty(others[1].shape), torch.empty_like(others[1])]
+
+
+_log_prob = Operator("log_prob", _log_prob_forward, _log_prob_backward, _log_prob_fake)
+
+
+def log_prob(
+    logits: Tensor, packed: tuple[Tensor, Tensor, Tensor], noop: Tensor, tuples: Tensor
+) -> Tensor:
+    """(N,) log-probabilities; actions (N, H), counts, starts; (H,); tuples (B, H) int64 -> (B,).
+
+    -inf of a tuple that its row does not list; 0 of the no-op in a row without a tuple.
+    """
+    return _log_prob([logits], [*packed, noop, tuples])

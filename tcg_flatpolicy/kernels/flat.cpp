@@ -311,7 +311,8 @@ inline void tile(const float* const* x, int64_t E, const float* projection, int6
 template <int N>
 inline void project(const float* const* x, int64_t m, int64_t E, const float* projection, int64_t stride, float** out) {
   int64_t r = 0;
-  for (; r + 4 <= m; r += 4) tile<4, N>(x + r, E, projection, stride, out + r);
+  for (; r + 6 <= m; r += 6) tile<6, N>(x + r, E, projection, stride, out + r);
+  for (; r + 2 <= m; r += 2) tile<2, N>(x + r, E, projection, stride, out + r);
   for (; r < m; r++) tile<1, N>(x + r, E, projection, stride, out + r);
   for (r = 0; r < m; r++) out[r] += N * L;
 }
@@ -461,10 +462,10 @@ struct Worker {
       const float* projection = all->projections[s] + column * W;
       for (int64_t e = 0; e < E; e++)
         for (int64_t i = 0; i < W; i++) transposed[i * Ep + e] = projection[e * all->strides[s] + i];
-      row_of_vector.resize(4 * Ep);
-      for (int64_t i = 0; i < m; i += 4) {
-        const int64_t some = std::min<int64_t>(4, m - i);
-        float* rows[4];
+      row_of_vector.resize(6 * Ep);
+      for (int64_t i = 0; i < m; i += 6) {
+        const int64_t some = std::min<int64_t>(6, m - i);
+        float* rows[6];
         for (int64_t k = 0; k < some; k++) rows[k] = &row_of_vector[k * Ep];
         int64_t e = 0;
         for (; e + 2 * L <= Ep; e += 2 * L) project<2>(g.data() + i, some, W, &transposed[e], Ep, rows);
@@ -736,15 +737,17 @@ void tcg_draw(int64_t rows, int64_t threads, int64_t values, const int64_t* coun
   });
 }
 
-// The place of each action (B, H) among the tuples (N, H); N of one that its row does not list, N + 1 of the no-op in a
-// row without a tuple.
-void tcg_find(int64_t rows, int64_t values, int64_t total, const int64_t* counts, const int64_t* starts,
-              const int64_t* tuples, const int64_t* noop, const int64_t* actions, int64_t* places) {
+// The log-probability of each action (B, H), and its place among the tuples (N, H): N of one that its row does not list,
+// with -inf; N + 1 of the no-op in a row without a tuple, with 0.
+void tcg_log_prob(int64_t rows, int64_t values, int64_t total, const int64_t* counts, const int64_t* starts,
+                  const int64_t* tuples, const int64_t* noop, const int64_t* actions, const float* logits,
+                  int64_t* places, float* log_prob) {
   for (int64_t b = 0; b < rows; b++, actions += values) {
     int64_t at = starts[b];
     const int64_t end = at + counts[b];
     while (at < end && std::memcmp(tuples + at * values, actions, 8 * values)) at++;
     places[b] = at < end ? at : total + (!counts[b] && !std::memcmp(noop, actions, 8 * values));
+    log_prob[b] = at < end ? logits[at] : places[b] == total ? -INFINITY : 0;
   }
 }
 
