@@ -13,18 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 
+from tcg_flatpolicy.games.essence_wars import engine as ew
 from tcg_flatpolicy.games.essence_wars.encoder import EssenceWarsEncoder
-from tcg_flatpolicy.games.essence_wars.engine import (
-    INDEX_TO_TUPLE,
-    LAYOUT,
-    MAX_LEGAL,
-    OBSERVATION_DTYPE,
-    SPEC,
-    check_room,
-    look_up,
-    refusal,
-    second_players_view,
-)
 from tcg_flatpolicy.games.essence_wars.two_players import waiting_refusal
 
 try:
@@ -42,8 +32,8 @@ except ImportError as error:
 _SPACES = Dict(
     [
         ("state", Box(-np.inf, np.inf, (STATE_TENSOR_SIZE,), np.float32)),
-        ("legal", Box(0, int(SPEC.nvec.max()) - 1, (MAX_LEGAL, 4), np.uint8)),
-        ("n_legal", Box(0, MAX_LEGAL, (), np.int16)),
+        ("legal", Box(0, int(ew.SPEC.nvec.max()) - 1, (ew.MAX_LEGAL, 4), np.uint8)),
+        ("n_legal", Box(0, ew.MAX_LEGAL, (), np.int16)),
     ]
 )
 
@@ -103,11 +93,11 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         self._env = EssenceWarsParallelEnv(deck1, deck2, game_mode, max_turns=sys.maxsize)
         self.possible_agents = self._env.possible_agents
         self.agents: list[str] = []
-        self.action_spec = SPEC
-        self.legal_layout = LAYOUT
+        self.action_spec = ew.SPEC
+        self.legal_layout = ew.LAYOUT
         self.illegal_actions = 0
         self._rng = np.random.default_rng(seed)
-        self._mask = np.zeros(len(INDEX_TO_TUPLE), dtype=bool)
+        self._mask = np.zeros(len(ew.INDEX_TO_TUPLE), dtype=bool)
         self._mover: str | None = None
         self._moves = self._legal_seen = 0
 
@@ -117,7 +107,7 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
 
     def action_space(self, agent: str) -> MultiDiscrete:
         """Of either agent: that of `SPEC`."""
-        return SPEC.action_space
+        return ew.SPEC.action_space
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -170,7 +160,7 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
             raise ValueError(f"{self._mover} is to move, and there is no action of it")
         for agent, action in chosen.items():
             self._check(agent, action)
-        index, _ = look_up(chosen[self._mover][None], self._mask[None])
+        index, _ = ew.look_up(chosen[self._mover][None], self._mask[None])
         self._moves += 1
         self._legal_seen += int(self._mask.sum())
         observations, rewards, terminations, truncations, infos = self._env.step(
@@ -195,7 +185,7 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
 
     def make_encoder(self, hidden_size: int = 256, entity_size: int = 32) -> EssenceWarsEncoder:
         """A new encoder of this environment's observations; sizes as of `EssenceWarsEncoder`."""
-        return EssenceWarsEncoder(LAYOUT, hidden_size, entity_size)
+        return EssenceWarsEncoder(ew.LAYOUT, hidden_size, entity_size)
 
     def to_move(self, agent: str | int) -> bool:
         """Whether an agent, by name or number, is to move. `tcg_flatpolicy.verify` asks for it."""
@@ -209,10 +199,10 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         if action.dtype.kind not in "iu":
             raise TypeError(f"{agent}: actions must be integers, got {action.dtype}")
         if agent == self._mover:
-            legal = bool(look_up(action[None], self._mask[None])[1][0])
-            problem = "" if legal else refusal(action.tolist(), self._mask)
+            legal = bool(ew.look_up(action[None], self._mask[None])[1][0])
+            problem = "" if legal else ew.refusal(action.tolist(), self._mask)
         else:
-            legal = bool((action == SPEC.noop).all())
+            legal = bool((action == ew.SPEC.noop).all())
             problem = waiting_refusal(action.tolist())
         if not legal:
             self.illegal_actions += 1
@@ -225,14 +215,14 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         self.agents = list(self._env.agents)
         movers = [agent for agent in self.agents if infos[agent]["is_active"]]
         self._mover = movers[0] if movers else None
-        records = {agent: np.zeros((), OBSERVATION_DTYPE) for agent in self.possible_agents}
+        records = {agent: np.zeros((), ew.OBSERVATION_DTYPE) for agent in self.possible_agents}
         if self._mover is not None:
             state = observations[self._mover][None]
             if self._mover == self.possible_agents[1]:
-                state = second_players_view(state)
+                state = ew.second_players_view(state)
             self._mask = infos[self._mover]["action_mask"]
-            legal = INDEX_TO_TUPLE[self._mask]
-            check_room(np.array([len(legal)]))
+            legal = ew.INDEX_TO_TUPLE[self._mask]
+            ew.check_room(np.array([len(legal)]))
             record = records[self._mover]
             record["state"] = state[0]
             record["legal"][: len(legal)] = legal

@@ -33,20 +33,8 @@ import numpy.typing as npt
 import pufferlib
 import torch
 
+from tcg_flatpolicy.games.essence_wars import engine as ew
 from tcg_flatpolicy.games.essence_wars.encoder import EssenceWarsEncoder
-from tcg_flatpolicy.games.essence_wars.engine import (
-    CARDS,
-    HAND,
-    LAYOUT,
-    MOST_CARDS,
-    OBSERVATION_DTYPE,
-    PLAYER_SIZE,
-    PLAYER_TO_MOVE,
-    PLAYERS,
-    SPEC,
-    cards_held,
-    second_players_view,
-)
 from tcg_flatpolicy.games.essence_wars.environment import EssenceWars
 
 
@@ -104,18 +92,20 @@ class EssenceWarsTwoPlayers(pufferlib.PufferEnv):  # type: ignore[misc]
         self.games = EssenceWars(
             num_games, deck1, deck2, "self", game_mode, illegal, record=record, seed=seed
         )
-        self.action_spec = SPEC
-        self.observation_dtype = OBSERVATION_DTYPE
-        self.legal_layout = LAYOUT
+        self.action_spec = ew.SPEC
+        self.observation_dtype = ew.OBSERVATION_DTYPE
+        self.legal_layout = ew.LAYOUT
         self.single_observation_space = self.games.single_observation_space
-        self.single_action_space = SPEC.action_space
+        self.single_action_space = ew.SPEC.action_space
         self.num_agents = 2 * num_games
         super().__init__(buf)
         self._illegal = illegal
         self._game = np.arange(num_games)
         # Of game and player.
         self._rows = self.observations.reshape(num_games, 2, -1)
-        self._states = self.observations.view(OBSERVATION_DTYPE)["state"].reshape(num_games, 2, -1)
+        self._states = self.observations.view(ew.OBSERVATION_DTYPE)["state"].reshape(
+            num_games, 2, -1
+        )
         self._paid = self.rewards.reshape(num_games, 2)
         self._over = self.terminals.reshape(num_games, 2)
 
@@ -182,7 +172,7 @@ class EssenceWarsTwoPlayers(pufferlib.PufferEnv):  # type: ignore[misc]
 
     def make_encoder(self, hidden_size: int = 256, entity_size: int = 32) -> EssenceWarsEncoder:
         """A new encoder of this environment's observations; sizes as of `EssenceWarsEncoder`."""
-        return EssenceWarsEncoder(LAYOUT, hidden_size, entity_size)
+        return EssenceWarsEncoder(ew.LAYOUT, hidden_size, entity_size)
 
     def to_move(self, row: int) -> bool:
         """Whether the row's player is to move. `tcg_flatpolicy.verify` asks for it."""
@@ -193,7 +183,7 @@ class EssenceWarsTwoPlayers(pufferlib.PufferEnv):  # type: ignore[misc]
 
     def _check_waiting(self, actions: npt.NDArray[Any], waits: npt.NDArray[np.intp]) -> None:
         """Counts what waiting players (num_games,) sent, (num_games, 4), other than the no-op."""
-        illegal = np.flatnonzero((actions != SPEC.noop).any(axis=1))
+        illegal = np.flatnonzero((actions != ew.SPEC.noop).any(axis=1))
         if not len(illegal):
             return
         self.games.count_illegal(illegal)
@@ -208,7 +198,7 @@ class EssenceWarsTwoPlayers(pufferlib.PufferEnv):  # type: ignore[misc]
         seen = self.games.observations
         self._rows[self._game, mover] = seen
         self._rows[self._game, 1 - mover] = 0
-        state = seen.view(OBSERVATION_DTYPE)["state"][:, 0]
+        state = seen.view(ew.OBSERVATION_DTYPE)["state"][:, 0]
         self._states[self._game, 1 - mover] = waiting_view(state)
 
 
@@ -222,14 +212,14 @@ def waiting_view(state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         (n, 356) float32: from the other side, with 1 as the player to move, and 0 for each card in
         the opponent's hand. The size of that hand is kept.
     """
-    turned = second_players_view(state)
-    turned[:, PLAYER_TO_MOVE] = 1
-    opponent = PLAYERS + PLAYER_SIZE
-    turned[:, opponent + 5 : opponent + 5 + HAND] = 0
-    mine = cards_held(turned[:, PLAYERS:opponent])
-    hand = np.rint(turned[:, opponent + 4, None] * HAND).astype(np.int64)
-    place = np.arange(MOST_CARDS)
-    cards = turned[:, CARDS : CARDS + MOST_CARDS]
+    turned = ew.second_players_view(state)
+    turned[:, ew.PLAYER_TO_MOVE] = 1
+    opponent = ew.PLAYERS + ew.PLAYER_SIZE
+    turned[:, opponent + 5 : opponent + 5 + ew.HAND] = 0
+    mine = ew.cards_held(turned[:, ew.PLAYERS : opponent])
+    hand = np.rint(turned[:, opponent + 4, None] * ew.HAND).astype(np.int64)
+    place = np.arange(ew.MOST_CARDS)
+    cards = turned[:, ew.CARDS : ew.CARDS + ew.MOST_CARDS]
     cards[(place >= mine) & (place < mine + hand)] = 0
     return turned
 
@@ -238,5 +228,5 @@ def waiting_refusal(action: list[int]) -> str:
     """Why a waiting player may not send a tuple."""
     return (
         f"{tuple(action)} from a player who waits: its list is empty, so it must send the no-op "
-        f"{tuple(SPEC.noop.tolist())}"
+        f"{tuple(ew.SPEC.noop.tolist())}"
     )
