@@ -112,8 +112,6 @@ MOST_CARDS = 2 * (HAND + BOARD + SUPPORTS)
 CREATURE_SIZE, KEYWORD_COLUMN, KEYWORDS = 12, 9, 16
 CARD_ID_SCALE, CARD_ROWS = 6000, 600
 
-_RADIX = np.append(np.cumprod(SPEC.nvec[:0:-1])[::-1], 1)
-
 
 def look_up(
     actions: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
@@ -123,7 +121,8 @@ def look_up(
     The second array, (n,) bool, says which are legal. An illegal tuple's index has no meaning.
     """
     inside = ((actions >= 0) & (actions < SPEC.nvec)).all(axis=1)
-    index = TUPLE_TO_INDEX[np.where(inside, actions.astype(np.int64) @ _RADIX, 0)]
+    flat = np.ravel_multi_index(tuple(actions.astype(np.int64).T), tuple(SPEC.nvec), mode="clip")
+    index = TUPLE_TO_INDEX[flat]
     return index, inside & (index >= 0) & mask[np.arange(len(mask)), index]
 
 

@@ -25,26 +25,23 @@ _OTHER_GAMES = (
     "mode and the release of essence-wars must be the same"
 )
 
+# A legal tuple is four bytes, so it is written as one word.
 _TUPLE_WORDS = ew.INDEX_TO_TUPLE.view(np.uint32)[:, 0]
 _LEGAL_WORD = ew.OBSERVATION_DTYPE.fields["legal"][1] // 4  # type: ignore[index]
 
 
 class NativeGames(Described, pufferlib.PufferEnv):  # type: ignore[misc]
-    """What the native environments share: rows of `OBSERVATION_DTYPE`, and who checks actions.
+    """What the native environments share: their buffers, and the check of the actions' form.
 
-    Attributes:
-        action_spec: `SPEC`.
-        legal_layout: where the legal list lies in an observation.
-        observation_dtype: `OBSERVATION_DTYPE`; observations are (num_agents, itemsize) uint8.
+    Observations are records of ``observation_dtype``: (num_agents, itemsize) uint8.
     """
 
     observation_dtype = ew.OBSERVATION_DTYPE
     _started = False
 
     def __init__(self, num_agents: int, buf: dict[str, Any] | None) -> None:
-        self.single_observation_space = gymnasium.spaces.Box(
-            0, 255, (ew.OBSERVATION_DTYPE.itemsize,), np.uint8
-        )
+        shape = (ew.OBSERVATION_DTYPE.itemsize,)
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.single_action_space = ew.SPEC.action_space
         self.num_agents = num_agents
         super().__init__(buf)
@@ -53,14 +50,14 @@ class NativeGames(Described, pufferlib.PufferEnv):  # type: ignore[misc]
         """Does nothing: there is nothing to free."""
 
     def _clear(self) -> None:
-        """Sets the buffers to those of games that have just started."""
+        """Fills the buffers as for games that have just started."""
         self.rewards[:] = 0
         self.terminals[:] = False
         self.truncations[:] = False
         self._started = True
 
     def _checked(self, sent: Any) -> npt.NDArray[Any]:
-        """The actions as an array (num_agents, 4) of integers, if they are such and games run."""
+        """The actions as an array (num_agents, 4) of integers; raises if they are none."""
         if not self._started:
             raise RuntimeError(f"{type(self).__name__}.step before reset; call reset() first")
         actions: npt.NDArray[Any] = np.asarray(sent)
@@ -72,19 +69,18 @@ class NativeGames(Described, pufferlib.PufferEnv):  # type: ignore[misc]
 
 
 class EssenceWars(NativeGames):
-    """Many games of Essence Wars in one process; one agent a game.
+    """Many games of Essence Wars in one process; one agent a game, the first player.
 
-    The agent is the first player. `step` plays its action and then the built-in opponent's. The
-    reward is +1 when a game is won, -1 when it is lost, else 0. The engine decides a game at turn
-    30 at the latest. The end of a game is terminal, never truncated, and the next game starts in
-    the same step, with a seed from this environment's own generator: the same seed and actions give
-    the same run.
+    `step` plays its action and then the built-in opponent's. The reward is +1 when a game is won,
+    -1 when it is lost, else 0. The engine decides a game at turn 30 at the latest. The end of a
+    game is terminal, never truncated, and the next game starts in the same step, with a seed from
+    this environment's own generator: the same seed and actions give the same run.
 
-    With ``opponent="self"`` a row is the player to move, who changes from step to step, and sees
-    the state from its own side. The reward goes to the player who has just moved. Two successive
-    rows of a game may belong to opponents, and a value target that is bootstrapped from the next
-    row then has the wrong sign: take it for data and for returns of whole games of one player, and
-    `EssenceWarsTwoPlayers`, where each player has a row, for PPO.
+    With ``opponent="self"`` a row is the player to move, who sees the state from its own side, and
+    the reward goes to the player who has just moved. Two successive rows of a game may belong to
+    opponents, and a value target that is bootstrapped from the next row then has the wrong sign:
+    take it for data and for returns of whole games of one player, and `EssenceWarsTwoPlayers`,
+    where each player has a row, for PPO.
 
     When games end, `step` returns one info: lists with one entry a finished game, so that
     PufferLib's trainer averages over games. ``win`` and ``draw`` (of the first player),
@@ -99,11 +95,10 @@ class EssenceWars(NativeGames):
         deck2: the opponent's deck, likewise.
         opponent: "greedy", "random" or "self"; or "mcts<N>" or "alphabeta<N>", which are slow.
         game_mode: "attrition" or "essence_duel".
-        illegal: what an illegal action does. "raise" raises; take it for a policy that samples from
-            the legal list. "random" plays a uniformly drawn legal action in its place, "noop" ends
-            the turn, and both count the illegal action. A tuple is legal only if it is listed, with
-            0 in unused slots. (PufferLib's Multiprocessing prints what a worker raises and then
-            waits for it for ever; look for such an error under Serial.)
+        illegal: "raise" raises at an action that is not listed; take it for a policy that samples
+            from the legal list. "random" plays a uniformly drawn legal action instead, "noop" ends
+            the turn, and both count it. (What a worker raises, PufferLib's Multiprocessing prints
+            and then waits for it for ever; look for such an error under Serial.)
         record: keep every action since the last `reset(seed)`, two bytes each, for `state_dict`;
             with ``illegal="raise"`` only.
         seed: random seed of decks, games and opponent; `reset(seed)` sets a new one.
@@ -134,16 +129,14 @@ class EssenceWars(NativeGames):
         if num_games < 1:
             raise ValueError(f"num_games must be at least 1, got {num_games}")
         for name, deck in (("deck1", deck1), ("deck2", deck2)):
-            if deck != "random" and deck not in PyGame.list_decks():
-                raise ValueError(
-                    f"{name}={deck!r} is not a deck; take 'random' or one of {ew.DECKS}"
-                )
+            if deck not in ("random", *PyGame.list_decks()):
+                known = f"'random' or one of {ew.DECKS}"
+                raise ValueError(f"{name}={deck!r} is not a deck; take {known}")
         if game_mode not in ew.GAME_MODES:
             raise ValueError(f"game_mode={game_mode!r} does not exist; take one of {ew.GAME_MODES}")
         if illegal not in ("raise", "random", "noop"):
-            raise ValueError(
-                f"illegal={illegal!r} does not exist; take 'raise', 'random' or 'noop'"
-            )
+            known = "'raise', 'random' or 'noop'"
+            raise ValueError(f"illegal={illegal!r} does not exist; take {known}")
         if record and illegal != "raise":
             raise ValueError(
                 f"record=True with illegal={illegal!r}: what replaced an illegal action cannot be "
@@ -151,11 +144,10 @@ class EssenceWars(NativeGames):
             )
         super().__init__(num_games, buf)
         self._records = self.observations.view(ew.OBSERVATION_DTYPE)[:, 0]
-        # A legal tuple is four bytes, so it is written as one word.
         words = slice(_LEGAL_WORD, _LEGAL_WORD + ew.MAX_LEGAL)
         self._legal_words = self.observations.view(np.uint32)[:, words]
         self.illegal_actions = 0
-        self._illegal = illegal
+        self.illegal = illegal
         self._record = record
         self._seed: int | None = None
         self._played: list[npt.NDArray[np.uint16]] = []
@@ -165,11 +157,9 @@ class EssenceWars(NativeGames):
         self._rng = np.random.default_rng(seed)
         self._rows = np.arange(num_games)
         self._batch_size = 1 if "random" in self._decks else GAMES_IN_BATCH
-        self._slices = [
-            slice(start, min(start + self._batch_size, num_games))
-            for start in range(0, num_games, self._batch_size)
-        ]
-        self._batches = [self._new_batch(rows.stop - rows.start) for rows in self._slices]
+        starts = range(0, num_games, self._batch_size)
+        self._slices = [slice(start, min(start + self._batch_size, num_games)) for start in starts]
+        self._batches = [self._new_batch(rows) for rows in self._slices]
         self._mask = np.zeros((num_games, ACTION_SPACE_SIZE), dtype=bool)
         self._n_legal = np.zeros(num_games, dtype=np.int64)
         self.second_to_move = np.zeros(num_games, dtype=bool)
@@ -177,26 +167,19 @@ class EssenceWars(NativeGames):
         self._moves, self._legal_seen, self._illegal_seen = self._counters
 
     def reset(self, seed: int | None = None) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """Starts all games; ``seed`` seeds the generator, None keeps its state.
-
-        Returns:
-            ``(observations (num_games, itemsize) uint8, [])``
-        """
+        """Starts all games; ``seed`` seeds the generator, None keeps its state."""
         self._seed, self._played = seed, []
         if seed is not None:
             self._rng = np.random.default_rng(seed)
             # A batch's built-in opponent draws from a generator that it keeps from game to game.
-            self._batches = [self._new_batch(rows.stop - rows.start) for rows in self._slices]
+            self._batches = [self._new_batch(rows) for rows in self._slices]
         self._start(range(self.num_agents))
         self._clear()
         self._observe()
         return self.observations, []
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[Any, Any, Any, Any, list[dict[str, Any]]]:
-        """Plays one action in each game, and the opponent's answer.
-
-        Args:
-            actions: (num_games, 4) integers, a legal tuple of each game.
+        """Plays (num_games, 4) integers, a legal tuple of each game, and the opponent's answers.
 
         Returns:
             ``(observations, rewards, terminals, truncations, infos)``, all but the infos in the
@@ -215,7 +198,9 @@ class EssenceWars(NativeGames):
             self._played.append(chosen)
         result = self._advance(chosen)
         self.rewards[:] = np.where(self.second_to_move, -result, result)
-        infos = self._finish(result)
+        ended = np.flatnonzero(self.terminals)
+        infos = [self._info(ended, result[ended])] if len(ended) else []
+        self._start(ended.tolist())
         self._observe()
         return self.observations, self.rewards, self.terminals, self.truncations, infos
 
@@ -279,9 +264,9 @@ class EssenceWars(NativeGames):
         if self._record:
             self._played = list(played)
 
-    def _new_batch(self, games: int) -> PyParallelGames:
+    def _new_batch(self, rows: slice) -> PyParallelGames:
         decks = [str(self._rng.choice(ew.DECKS)) if d == "random" else d for d in self._decks]
-        return PyParallelGames(games, *decks, *self._rules)
+        return PyParallelGames(rows.stop - rows.start, *decks, *self._rules)
 
     def _start(self, games: Iterable[int]) -> None:
         """Starts a new game in the place of each of these."""
@@ -289,26 +274,22 @@ class EssenceWars(NativeGames):
         for game in games:
             batch, place = divmod(game, self._batch_size)
             if "random" in self._decks:
-                self._batches[batch] = self._new_batch(1)
+                self._batches[batch] = self._new_batch(self._slices[batch])
             self._batches[batch].reset_single(place, int(self._rng.integers(2**63)))
 
     def _advance(self, chosen: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-        """Plays the engine's indices, writes the terminals, and returns the first player's results.
+        """Plays the engine's indices (num_games,), and writes the terminals.
 
-        Each is (num_games,); a result is 1 for a win, -1 for a loss, else 0.
+        The result (num_games,) is 1 if the first player won, -1 if it lost, else 0.
         """
         result = np.empty(self.num_agents, dtype=np.float32)
         for rows, batch in zip(self._slices, self._batches, strict=True):
             result[rows], self.terminals[rows] = batch.step_batch(chosen[rows])
         return result
 
-    def _finish(self, result: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-        """Starts a new game where one ended, and returns the infos of those that ended."""
-        ended = np.flatnonzero(self.terminals)
-        if not len(ended):
-            return []
-        result, moves = result[ended], self._moves[ended]
-        info = {
+    def _info(self, ended: npt.NDArray[np.intp], result: npt.NDArray[Any]) -> dict[str, Any]:
+        moves = self._moves[ended]
+        return {
             "win": (result > 0).astype(float).tolist(),
             "draw": (result == 0).astype(float).tolist(),
             "episode_return": self.rewards[ended].tolist(),
@@ -316,8 +297,6 @@ class EssenceWars(NativeGames):
             "legal_actions": (self._legal_seen[ended] / moves).tolist(),
             "illegal_actions": self._illegal_seen[ended].tolist(),
         }
-        self._start(ended.tolist())
-        return [info]
 
     def _observe(self) -> None:
         """Writes state and legal list of each game into the observations."""
@@ -351,16 +330,16 @@ class EssenceWars(NativeGames):
             return index
         illegal = np.flatnonzero(~legal)
         self.count_illegal(illegal)
-        if self._illegal == "raise":
+        if self.illegal == "raise":
             row = int(illegal[0])
             raise ValueError(f"game {row}: {ew.refusal(actions[row].tolist(), self._mask[row])}")
-        if self._illegal == "noop":  # always legal
+        if self.illegal == "noop":  # always legal
             index[illegal] = ew.TUPLE_TO_INDEX[ew.SPEC.ravel(ew.SPEC.noop)]
-            return index
-        instead = np.flatnonzero(self._mask[illegal]) % ACTION_SPACE_SIZE
-        counts = self._n_legal[illegal]
-        drawn = (self._rng.random(len(illegal)) * counts).astype(np.int64)
-        index[illegal] = instead[counts.cumsum() - counts + drawn]
+        else:
+            instead = np.flatnonzero(self._mask[illegal]) % ACTION_SPACE_SIZE
+            counts = self._n_legal[illegal]
+            drawn = (self._rng.random(len(illegal)) * counts).astype(np.int64)
+            index[illegal] = instead[counts.cumsum() - counts + drawn]
         return index
 
     def count_illegal(self, games: npt.NDArray[np.intp]) -> None:
