@@ -6,7 +6,8 @@ tuples in the whole batch, H = 1 + slots values in a tuple.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -18,18 +19,14 @@ from tcg_flatpolicy.fields import resolve
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec, Entity, Index, OneOf, Primary, Role
-from tcg_flatpolicy.verify import CODES, Report
-from tcg_flatpolicy.verify import environment as environment_audit
-from tcg_flatpolicy.verify import policy as policy_audit
+from tcg_flatpolicy.verify import CODES, Report, environment, policy
 
 try:
     import pytest
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError(
-        f"tcg_flatpolicy.testing needs {error.name}: from a checkout of this "
-        "library, pip install '.[testing]'"
-    ) from error
+    where = "from a checkout of this library, pip install '.[testing]'"
+    raise ImportError(f"tcg_flatpolicy.testing needs {error.name}: {where}") from error
 
 __all__ = [
     "EnvironmentTests",
@@ -47,25 +44,17 @@ Action: TypeAlias = tuple[int, ...]
 """A tuple: primary, sub1, sub2, ..."""
 Lists: TypeAlias = list[list[Action]]
 """One list of legal tuples a row."""
-
-# ---- specs
-
-
-def plain_roles(
-    max_size: int = 4, kinds: Sequence[type[Role]] = (Index, Entity)
-) -> st.SearchStrategy[Role]:
-    """A role of one of the kinds: Index and Entity, or classes of your own."""
-    return st.builds(
-        lambda kind, name, size: kind(name, size),
-        st.sampled_from(list(kinds)),
-        st.sampled_from("abc"),
-        st.integers(1, max_size),
-    )
+Kinds: TypeAlias = Sequence[type[Role]]
+"""Classes of roles, which may be your own: they are called with name and size."""
 
 
-def roles(
-    max_size: int = 4, kinds: Sequence[type[Role]] = (Index, Entity)
-) -> st.SearchStrategy[Role]:
+def plain_roles(max_size: int = 4, kinds: Kinds = (Index, Entity)) -> st.SearchStrategy[Role]:
+    """A role of one of the kinds."""
+    arguments = st.tuples(st.sampled_from("abc"), st.integers(1, max_size))
+    return st.builds(lambda kind, both: kind(*both), st.sampled_from(list(kinds)), arguments)
+
+
+def roles(max_size: int = 4, kinds: Kinds = (Index, Entity)) -> st.SearchStrategy[Role]:
     """Any role of a slot; ``max_size`` is that of a single role, also within a OneOf."""
     plain = plain_roles(max_size, kinds)
     return plain | st.lists(plain, min_size=1, max_size=3).map(lambda parts: OneOf(*parts))
@@ -77,41 +66,27 @@ def specs(
     max_primaries: int = 4,
     max_slots: int = 3,
     max_size: int = 4,
-    kinds: Sequence[type[Role]] = (Index, Entity),
+    kinds: Kinds = (Index, Entity),
 ) -> ActionSpec:
     """Specs with gaps between ids, ids out of order, and a no-op of their own.
 
-    Args:
-        max_primaries: most primaries.
-        max_slots: most slots of a primary.
-        max_size: most values of a single role.
-        kinds: classes of roles; those of your own are called with name and size.
+    A primary has at most ``max_slots`` slots. ``max_size`` and ``kinds`` are those of `roles`.
     """
-    count = draw(st.integers(1, max_primaries))
-    ids = draw(st.lists(st.integers(0, 9), min_size=count, max_size=count, unique=True))
-    primaries = [
-        Primary(
-            f"p{number}", *draw(st.lists(roles(max_size, kinds), max_size=max_slots)), id=number
-        )
-        for number in ids
-    ]
+    ids = draw(st.lists(st.integers(0, 9), min_size=1, max_size=max_primaries, unique=True))
+    slots = st.lists(roles(max_size, kinds), max_size=max_slots)
+    primaries = [Primary(f"p{number}", *draw(slots), id=number) for number in ids]
     nvec = ActionSpec(primaries).nvec.tolist()
     noop = draw(st.none() | st.tuples(*(st.integers(0, size - 1) for size in nvec)))
     return ActionSpec(primaries, noop=noop)
 
 
-# ---- legal tuples
-
-
 def actions(spec: ActionSpec) -> st.SearchStrategy[Action]:
     """Tuples within a spec: a declared primary, values in their roles' ranges, zeros elsewhere."""
-
-    def of(primary: Primary) -> st.SearchStrategy[Action]:
-        used = [st.integers(0, role.size - 1) for role in primary.slots]
-        unused = [st.just(0)] * (spec.slots - len(used))
-        return st.tuples(st.just(primary.id), *used, *unused)
-
-    return st.sampled_from(list(spec.primaries.values())).flatmap(of)
+    each = []
+    for number in spec.primaries:
+        slots = [st.integers(0, size - 1) for size in spec.limits[number, 1:].tolist()]
+        each.append(st.tuples(st.just(number), *slots))
+    return st.one_of(each)
 
 
 def legal_lists(
@@ -119,28 +94,21 @@ def legal_lists(
     max_rows: int = 6,
     max_length: int = 8,
     repeats: bool = True,
+    min_rows: int = 0,
 ) -> st.SearchStrategy[Lists]:
-    """Lists of any number of rows, none included; empty rows are frequent.
+    """Lists of ``min_rows`` to ``max_rows`` rows; empty rows are frequent.
 
-    Args:
-        tuples: a spec, for tuples within it; or a strategy of tuples of one length.
-        max_rows: rows of a batch.
-        max_length: tuples of a row.
-        repeats: whether a row may list a tuple more than once; it often does then.
+    ``tuples`` is a spec, for tuples within it, or a strategy of tuples of one length. With
+    ``repeats`` a row often lists a tuple more than once.
     """
     one = actions(tuples) if isinstance(tuples, ActionSpec) else tuples
-    return st.lists(_row(one, max_length, repeats), max_size=max_rows)
-
-
-def _row(
-    one: st.SearchStrategy[Action], max_length: int, repeats: bool
-) -> st.SearchStrategy[list[Action]]:
-    if not repeats:
-        return st.just([]) | st.lists(one, max_size=max_length, unique=True)
-    few = st.lists(one, min_size=1, max_size=3).flatmap(
-        lambda pool: st.lists(st.sampled_from(pool), max_size=max_length)
-    )
-    return st.one_of(st.just([]), few, st.lists(one, max_size=max_length))
+    row: st.SearchStrategy[list[Action]] = st.just([])
+    if repeats:
+        row |= st.lists(one, min_size=1, max_size=3).flatmap(
+            lambda pool: st.lists(st.sampled_from(pool), max_size=max_length)
+        )
+    row |= st.lists(one, max_size=max_length, unique=not repeats)
+    return st.lists(row, min_size=min_rows, max_size=max_rows)
 
 
 def legal_actions(
@@ -169,16 +137,11 @@ def scores(
 ) -> Tensor:
     """Scores as LegalCategorical takes them: (N,) float32, one for each listed tuple.
 
-    Args:
-        legal: what is scored.
-        kind: "plain", "ties", "extreme" (up to 1e30), "-inf" (among others), or "any" of these.
+    The kind "extreme" reaches ±1e30, and "-inf" is among other scores; "any" is one of the others.
     """
     one = SCORES[draw(st.sampled_from(list(SCORES))) if kind == "any" else kind]
     count = len(legal.actions)
     return torch.tensor(draw(st.lists(one, min_size=count, max_size=count)), dtype=torch.float32)
-
-
-# ---- observations
 
 
 @st.composite
@@ -192,20 +155,12 @@ def observations(
     repeats: bool = True,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Observations under a layout, (B, nbytes) uint8 with B at least 1.
+    """Observations under a layout: (B, nbytes) uint8, B from 1 to ``max_rows``.
 
-    Legal lists are within the spec; integers have any value of their dtype, floats are finite,
-    bools 0 or 1, the bytes between fields anything. One example in several is zeros but for its
-    lists.
-
-    Args:
-        layout: where the fields are.
-        spec: of the lists; the layout's own if left out.
-        max_rows: most rows.
-        max_length: most tuples of a row; never more than the layout has room for.
-        repeats: whether a row may list a tuple more than once.
-        ranges: {name of a field: (lowest, highest)}, both included, of fields that hold less than
-            their dtype could, such as a card's number.
+    Lists are those of `legal_lists`, within the spec (the layout's own if left out) and the room
+    that the layout has. Integers have any value of their dtype, floats are finite, bools 0 or 1,
+    the bytes between fields anything. One example in several is zeros but for its lists. For fields
+    that hold less, ``ranges`` is {name: (lowest, highest)}, both included.
 
     Raises:
         ValueError: no spec, a range that is no field's or that its dtype does not hold, or a spec
@@ -216,21 +171,26 @@ def observations(
         raise ValueError("observations needs spec=...: this layout was made without one")
     ranges = ranges or {}
     fields = {field.name: field.dtype for field in layout.fields()}
-    for name in ranges:
+    for name, (low, high) in ranges.items():
         if name not in fields:
             raise ValueError(f"ranges names {name!r}; the fields are {', '.join(fields)}")
-    one = _row(actions(spec), min(max_length, layout.padding), repeats)
-    lists = draw(st.lists(one, min_size=1, max_size=max_rows))
+        lowest, highest = _limits(fields[name])
+        if not lowest <= low <= high <= highest:
+            raise ValueError(
+                f"ranges[{name!r}] is ({low}, {high}); it must be (lowest, highest) within "
+                f"{lowest}..{highest}, what {fields[name]} holds"
+            )
+    longest = min(max_length, layout.padding)
+    lists = draw(legal_lists(spec, max_rows, longest, repeats, min_rows=1))
     seed = draw(st.none() | st.integers(0, 2**32 - 1))  # by a seed: bytes would be too many draws
+    rng = np.random.default_rng(seed)
     data = np.zeros((len(lists), layout.dtype.itemsize), dtype=np.uint8)
     if seed is not None:
-        rng = np.random.default_rng(seed)
         data[:] = rng.integers(0, 256, data.shape, dtype=np.uint8)
     for name, dtype in fields.items():
-        view = resolve(data.view(layout.dtype)[:, 0], name)
-        if dtype == np.bool_ or dtype.kind == "f" or name in ranges:
-            low, high = ranges.get(name, (0, 1) if dtype == np.bool_ else (-100, 100))
-            _check_range(name, dtype, low, high)
+        if name in ranges or dtype.kind in "bf":
+            low, high = ranges.get(name, (0, 1) if dtype.kind == "b" else (-100, 100))
+            view = resolve(data.view(layout.dtype)[:, 0], name)
             if seed is None:
                 view[...] = low if name in ranges else 0
             elif dtype.kind == "f":
@@ -241,20 +201,12 @@ def observations(
     return data
 
 
-def _check_range(name: str, dtype: np.dtype[Any], low: float, high: float) -> None:
-    limits: tuple[float, float] = (0, 1)
-    if dtype.kind in "iu":
-        limits = int(np.iinfo(dtype).min), min(int(np.iinfo(dtype).max), 2**63 - 1)
-    elif dtype.kind == "f":
-        limits = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
-    if not limits[0] <= low <= high <= limits[1]:
-        raise ValueError(
-            f"ranges[{name!r}] is ({low}, {high}); it must be (lowest, highest) within "
-            f"{limits[0]}..{limits[1]}, what {dtype} holds"
-        )
-
-
-# ---- the audits as tests
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    if dtype.kind == "b":
+        return 0, 1
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    return int(np.iinfo(dtype).min), min(int(np.iinfo(dtype).max), 2**63 - 1)
 
 
 class EnvironmentTests:
@@ -270,17 +222,12 @@ class EnvironmentTests:
                 return fp.FlatPolicy(env)
 
     A check that could not run is a skipped test, with what would enable it (``pytest -rs`` shows
-    it); what was found fails, in words. Each audit runs once a class. With pytest-xdist,
-    ``--dist loadscope`` keeps a class on one worker; otherwise each worker runs it once.
+    it); what was found fails, in words. Each audit runs once a class (with pytest-xdist, once a
+    worker; ``--dist loadscope`` keeps a class on one).
 
-    What a subclass may set:
-
-    - steps: of each audit.
-    - seed: of each audit.
-    - spec, layout: where the environment does not bring them as action_spec and legal_layout; a
-      layout may also be the keys of count and list in a Dict observation.
-    - legal_actions, head_masks: as `tcg_flatpolicy.verify.audit_env` takes them; where that is a
-      function, write a method of this class, or ``staticmethod(function)``.
+    A subclass may set what the audits take: ``steps``, ``seed``, ``spec``, ``layout`` (also the
+    keys of count and list in a Dict observation), ``legal_actions`` and ``head_masks``. Where that
+    is a function, write a method of the class, or ``staticmethod(function)``.
     """
 
     steps: ClassVar[int] = 2000
@@ -304,83 +251,64 @@ class EnvironmentTests:
             f"{type(self).__name__} needs a method make(self) that returns your environment"
         )
 
-    @pytest.mark.parametrize("check", environment_audit.CHECKS)
+    @pytest.mark.parametrize("check", environment.CHECKS)
     def test_environment(self, check: str) -> None:
         """What `tcg_flatpolicy.verify.audit_env` says of one check."""
-        _judge(self._audited("environment", self._audit_environment), check)
+        self._judge(self._audit_environment, check)
 
     def _audit_environment(self) -> Report:
-        env = self.make()
-        try:
-            return environment_audit.audit_env(
-                env,
-                steps=self.steps,
-                seed=self.seed,
-                spec=self.spec,
-                layout=self.layout,
-                legal_actions=self.legal_actions,
-                head_masks=self.head_masks,
-                make=self.make,
+        with self._made() as env:
+            return environment.audit_env(
+                env, **self._arguments("legal_actions", "head_masks", "make")
             )
-        finally:
-            _close(env)
 
     def _audit_policy(self) -> Report:
+        with self._made() as env:
+            made = self.make_policy(env)  # type: ignore[attr-defined]
+            return policy.audit_policy(made, env, **self._arguments())
+
+    def _arguments(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("steps", "seed", "spec", "layout", *names)}
+
+    @contextmanager
+    def _made(self) -> Iterator[Any]:
         env = self.make()
         try:
-            return policy_audit.audit_policy(
-                self.make_policy(env),  # type: ignore[attr-defined]
-                env,
-                steps=self.steps,
-                seed=self.seed,
-                spec=self.spec,
-                layout=self.layout,
-            )
+            yield env
         finally:
-            _close(env)
+            getattr(env, "close", lambda: None)()
 
-    def _audited(self, name: str, audit: Callable[[], Report]) -> Report:
-        """The report of an audit that runs once a class; what it raises fails every test."""
-        if name not in self._audits:
+    def _judge(self, audit: Callable[[], Report], name: str) -> None:
+        """Passes, skips or fails the test that calls it, as a check of an audit says.
+
+        The audit runs once a class; what it raises fails every test.
+        """
+        outcome = self._audits.get(audit.__name__)
+        if outcome is None:
             try:
-                self._audits[name] = audit()
+                outcome = self._audits[audit.__name__] = audit()
             except Exception as error:
-                self._audits[name] = error
+                self._audits[audit.__name__] = error
                 raise
-        outcome = self._audits[name]
         if isinstance(outcome, Exception):
             words = f"{type(outcome).__name__}: {outcome}"
             pytest.fail(f"the audit stopped, as the first test shows: {words}", pytrace=False)
-        return outcome
+        check = outcome.checks.get(name)
+        if check is None:
+            pytest.skip("the audit did not come to this check")
+        if check.status == "skipped":
+            pytest.skip(check.skipped or "no case came up; more steps may bring one")
+        if check.status == "failed":
+            lines = []
+            for code in check.codes:
+                finding = outcome.findings[code]
+                seen = f"seen {finding.count:,} times, first in state {finding.state}"
+                lines.append(f"{code} {CODES[code].title}: {seen}")
+                lines.append(f"    {finding.message}\n    to mend: {CODES[code].mend}")
+            pytest.fail("\n".join(lines), pytrace=False)
 
 
-@pytest.mark.parametrize("check", policy_audit.CHECKS)
+@pytest.mark.parametrize("check", policy.CHECKS)
 def _test_policy(self: EnvironmentTests, check: str) -> None:
     """What `tcg_flatpolicy.verify.audit_policy` says of one check."""
-    _judge(self._audited("policy", self._audit_policy), check)
-
-
-def _judge(report: Report, name: str) -> None:
-    """Passes, skips or fails the test that calls it, as a check of a report says."""
-    check = report.checks.get(name)
-    if check is None:
-        pytest.skip("the audit did not come to this check")
-    if check.status == "skipped":
-        pytest.skip(check.skipped or "no case came up; more steps may bring one")
-    if check.status == "failed":
-        lines = []
-        for code in check.codes:
-            finding = report.findings[code]
-            lines += [
-                f"{code} {CODES[code].title}: seen {finding.count:,} times, first in state "
-                f"{finding.state}",
-                f"    {finding.message}",
-                f"    to mend: {CODES[code].mend}",
-            ]
-        pytest.fail("\n".join(lines), pytrace=False)
-
-
-def _close(env: Any) -> None:
-    close = getattr(env, "close", None)
-    if callable(close):
-        close()
+    self._judge(self._audit_policy, check)

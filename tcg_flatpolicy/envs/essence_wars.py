@@ -2,10 +2,5 @@
 
 from tcg_flatpolicy._moved import moved
 
-__getattr__ = moved(
-    __name__,
-    "tcg_flatpolicy.games.essence_wars",
-    "tcg_flatpolicy.games.essence_wars.engine",
-    "tcg_flatpolicy.games.essence_wars.environment",
-    "tcg_flatpolicy.games.essence_wars.encoder",
-)
+_GAME = "tcg_flatpolicy.games.essence_wars"
+__getattr__ = moved(__name__, _GAME, f"{_GAME}.engine", f"{_GAME}.environment", f"{_GAME}.encoder")

@@ -49,12 +49,7 @@ __all__ = [
 def make(
     num_games: int = 256, two_players: bool = False, **arguments: Any
 ) -> EssenceWars | EssenceWarsTwoPlayers:
-    """Makes the environment: `EssenceWarsTwoPlayers` with ``two_players``, else `EssenceWars`.
-
-    Args:
-        num_games: number of games played at the same time.
-        two_players: whether both players of a game are agents.
-        arguments: for the class, such as ``deck1`` and ``seed``.
+    """`EssenceWarsTwoPlayers` with ``two_players``, else `EssenceWars`, with the class's arguments.
 
     Raises:
         TypeError: an argument that the class does not have.

@@ -7,21 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tcg_flatpolicy.encoders import Encoding
-from tcg_flatpolicy.games.essence_wars.engine import (
-    BOARD,
-    CARD_ID_SCALE,
-    CARD_ROWS,
-    CARDS,
-    COMMANDERS,
-    CREATURE_SIZE,
-    HAND,
-    KEYWORD_COLUMN,
-    KEYWORDS,
-    MOST_CARDS,
-    PLAYER_SIZE,
-    PLAYERS,
-    SUPPORTS,
-)
+from tcg_flatpolicy.games.essence_wars import engine as ew
 from tcg_flatpolicy.layout import LegalLayout
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -35,10 +21,7 @@ class EssenceWarsEncoder(nn.Module):
     An empty place is embedded, too. The state lists the ids of the cards on a board in the order of
     play, not by place, with 0 for tokens; so their rows are summed for each board.
 
-    Args:
-        layout: of observations with the field ``state``.
-        hidden_size: D, width of the state's vector.
-        entity_size: E, width of an entity.
+    The layout is of observations with the field ``state``. D is hidden_size, E is entity_size.
 
     Attributes:
         entity_sizes: ``{"hand": (10, E), "ally": (5, E), "enemy": (5, E)}``.
@@ -48,17 +31,14 @@ class EssenceWarsEncoder(nn.Module):
         super().__init__()
         self.layout = layout
         self.hidden_size = hidden_size
-        self.entity_sizes = {
-            "hand": (HAND, entity_size),
-            "ally": (BOARD, entity_size),
-            "enemy": (BOARD, entity_size),
-        }
-        self.cards = nn.Embedding(CARD_ROWS, entity_size, padding_idx=0)
-        self.creature = nn.Linear(CREATURE_SIZE + KEYWORDS, entity_size)
-        self.place = nn.Parameter(torch.zeros(2, BOARD, entity_size))
+        sizes = {"hand": ew.HAND, "ally": ew.BOARD, "enemy": ew.BOARD}
+        self.entity_sizes = {name: (size, entity_size) for name, size in sizes.items()}
+        self.cards = nn.Embedding(ew.CARD_ROWS, entity_size, padding_idx=0)
+        self.creature = nn.Linear(ew.CREATURE_SIZE + ew.KEYWORDS, entity_size)
+        self.place = nn.Parameter(torch.zeros(2, ew.BOARD, entity_size))
         # Of a player: numbers, and four sums of cards: hand, board, supports and commander.
-        player = 5 + 5 * SUPPORTS + 4 + 4 * entity_size
-        first = nn.Linear(PLAYERS + 2 * (player + BOARD * entity_size), hidden_size)
+        player = 5 + 5 * ew.SUPPORTS + 4 + 4 * entity_size
+        first = nn.Linear(ew.PLAYERS + 2 * (player + ew.BOARD * entity_size), hidden_size)
         second = nn.Linear(hidden_size, hidden_size)
         self.trunk = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         for linear in (self.creature, first, second):
@@ -68,10 +48,7 @@ class EssenceWarsEncoder(nn.Module):
             self.cards.weight.mul_(entity_size**-0.5)
 
     def forward(self, observations: Tensor) -> Encoding:
-        """Encodes a batch.
-
-        Args:
-            observations: (B, nbytes) uint8, records of `OBSERVATION_DTYPE`.
+        """Encodes (B, nbytes) uint8, records of `OBSERVATION_DTYPE`.
 
         Returns:
             hidden (B, D) float and entities hand (B, 10, E), ally (B, 5, E), enemy (B, 5, E).
@@ -80,34 +57,36 @@ class EssenceWarsEncoder(nn.Module):
             TypeError, ValueError: observations that the layout does not fit.
         """
         state = self.layout.field(observations, "state")
-        players = state[:, PLAYERS:CARDS].view(len(state), 2, PLAYER_SIZE)
+        players = state[:, ew.PLAYERS : ew.CARDS].view(len(state), 2, ew.PLAYER_SIZE)
         numbers, hand = players[..., :5], players[..., 5:15]
-        creatures = players[..., 15:75].view(len(state), 2, BOARD, CREATURE_SIZE)
+        creatures = players[..., 15:75].view(len(state), 2, ew.BOARD, ew.CREATURE_SIZE)
         supports, prepared = players[..., 75:85], players[..., 85:]
 
-        bits = (creatures[..., KEYWORD_COLUMN, None] * 65535).round().int()
-        keywords = (bits >> torch.arange(KEYWORDS, device=state.device, dtype=torch.int32)) & 1
+        bits = (creatures[..., ew.KEYWORD_COLUMN, None] * 65535).round().int()
+        keywords = (bits >> torch.arange(ew.KEYWORDS, device=state.device, dtype=torch.int32)) & 1
         records = [creatures.transpose(0, 1), keywords.transpose(0, 1).to(state.dtype)]
         dtype = self.place.dtype
         units = self.creature(torch.cat(records, dim=3).to(dtype)) + self.place.unsqueeze(1)
         units = torch.relu(units)
         ally, enemy = units.unbind()  # (B, 5, E), contiguous: the scorer gathers from them
 
-        ids = [hand, _board_ids(state, players), supports[..., 2::5], state[:, COMMANDERS:, None]]
+        commanders = state[:, ew.COMMANDERS :, None]
+        ids = [hand, _board_ids(state, players), supports[..., 2::5], commanders]
         rows = _card_rows(torch.cat(ids, dim=2))  # (B, 2, 10 + 5 + 2 + 1)
         sums = self._sums(rows)
-        everything = [state[:, :PLAYERS], numbers, supports, prepared, ally, enemy, sums]
+        everything = [state[:, : ew.PLAYERS], numbers, supports, prepared, ally, enemy, sums]
         hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1).to(dtype))
-        cards = self.cards(rows[:, 0, :HAND])  # (B, 10, E)
+        cards = self.cards(rows[:, 0, : ew.HAND])  # (B, 10, E)
         return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
 
     def _sums(self, rows: Tensor) -> Tensor:
         """(B, 2, 18) rows of cards -> (B, 2, 4, E): sums of hand, board, supports, commander."""
         if _is_exporting():  # an export would turn embedding_bag into a loop
-            kinds = self.cards(rows).split([HAND, BOARD, SUPPORTS, 1], dim=2)
+            kinds = self.cards(rows).split([ew.HAND, ew.BOARD, ew.SUPPORTS, 1], dim=2)
             return torch.stack([kind.sum(2) for kind in kinds], dim=2)
-        groups = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)[:, None]
-        groups = groups + groups.new_tensor([0, HAND, HAND + BOARD, HAND + BOARD + SUPPORTS])
+        first = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)[:, None]
+        on_board = ew.HAND + ew.BOARD
+        groups = first + first.new_tensor([0, ew.HAND, on_board, on_board + ew.SUPPORTS])
         # One bag for each group: it sums without a copy of every card's row.
         sums = functional.embedding_bag(
             rows.flatten(), self.cards.weight, groups.flatten(), mode="sum", padding_idx=0
@@ -116,19 +95,15 @@ class EssenceWarsEncoder(nn.Module):
 
 
 def _board_ids(state: Tensor, players: Tensor) -> Tensor:
-    """The ids of the cards on each board, as the state holds them: (B, 2, 5), in order of play.
-
-    Args:
-        state: (B, 356) float32.
-        players: (B, 2, 89), the two players' part of it.
-    """
-    hand = (players[..., 4] * HAND).round().long()
-    creatures = players[..., 15:75:CREATURE_SIZE].sum(dim=2).long()
+    """(B, 356) states, (B, 2, 89) their players -> (B, 2, 5) ids on each board, as played."""
+    hand = (players[..., 4] * ew.HAND).round().long()
+    creatures = players[..., 15 : 75 : ew.CREATURE_SIZE].sum(dim=2).long()
     held = hand + creatures + players[..., 75:85:5].sum(dim=2).long()
     start = torch.stack([hand[:, 0], held[:, 0] + hand[:, 1]], dim=1)
-    place = torch.arange(BOARD, device=state.device)
-    at = (start[..., None] + place).clamp(0, MOST_CARDS - 1)
-    ids = state[:, CARDS : CARDS + MOST_CARDS].gather(1, at.flatten(1)).view_as(at)
+    place = torch.arange(ew.BOARD, device=state.device)
+    at = (start[..., None] + place).clamp(0, ew.MOST_CARDS - 1)
+    packed = state[:, ew.CARDS : ew.CARDS + ew.MOST_CARDS]
+    ids = packed.gather(1, at.flatten(1)).view_as(at)
     return ids * (place < creatures[..., None])
 
 
@@ -138,7 +113,18 @@ def _card_rows(ids: Tensor) -> Tensor:
     The engine numbers the cards of each of its five sets from a full thousand, at present up to 82.
     An id above 99 in its set, or of no set, gets the unused row 1.
     """
-    ids = (ids * CARD_ID_SCALE).round().long()
+    ids = (ids * ew.CARD_ID_SCALE).round().long()
     rows = ids // 1000 * 100 + ids % 1000
-    known = (ids == 0) | ((ids >= 1000) & (ids < CARD_ID_SCALE) & (ids % 1000 < 100))
+    known = (ids == 0) | ((ids >= 1000) & (ids < ew.CARD_ID_SCALE) & (ids % 1000 < 100))
     return torch.where(known, rows, 1)
+
+
+class Described:
+    """What the environments of the game share: what their observations and actions mean."""
+
+    action_spec = ew.SPEC
+    legal_layout = ew.LAYOUT
+
+    def make_encoder(self, hidden_size: int = 256, entity_size: int = 32) -> EssenceWarsEncoder:
+        """A new encoder of these observations; sizes as of `EssenceWarsEncoder`."""
+        return EssenceWarsEncoder(ew.LAYOUT, hidden_size, entity_size)

@@ -39,27 +39,24 @@ SPEC = ActionSpec(
 """What an action tuple means: MultiDiscrete [6, 10, 12, 11], the no-op (0, 0, 0, 0) is end_turn."""
 
 
-def _index_to_tuple() -> npt.NDArray[np.uint8]:
-    def block(primary: int, *sizes: int) -> npt.NDArray[np.uint8]:
-        """(prod(sizes), 4): every tuple of a primary, the last slot running fastest."""
-        table = np.zeros((int(np.prod(sizes)), 4), dtype=np.uint8)
-        table[:, 0] = primary
-        table[:, 1 : 1 + len(sizes)] = np.indices(sizes).reshape(len(sizes), -1).T
-        return table
-
-    return np.concatenate(
-        [
-            block(1, HAND, PLACES),  # 0..119 PlayCard
-            block(2, BOARD, BOARD),  # 120..144 Attack
-            block(3, BOARD, 5, 1 + 2 * BOARD),  # 145..419 UseAbility
-            block(4, 1),  # 420 CommanderInsight
-            block(0, 1),  # 421 EndTurn
-            block(5, HAND, PLACES),  # 422..541 PlayCardOverload
-        ]
-    )
+def _block(primary: int, *sizes: int) -> npt.NDArray[np.uint8]:
+    """(prod(sizes), 4): every tuple of a primary, the last slot running fastest."""
+    table = np.zeros((int(np.prod(sizes)), 4), dtype=np.uint8)
+    table[:, 0] = primary
+    table[:, 1 : 1 + len(sizes)] = np.indices(sizes).reshape(len(sizes), -1).T
+    return table
 
 
-INDEX_TO_TUPLE = _index_to_tuple()
+INDEX_TO_TUPLE = np.concatenate(
+    [
+        _block(1, HAND, PLACES),  # 0..119 PlayCard
+        _block(2, BOARD, BOARD),  # 120..144 Attack
+        _block(3, BOARD, 5, 1 + 2 * BOARD),  # 145..419 UseAbility
+        _block(4, 1),  # 420 CommanderInsight
+        _block(0, 1),  # 421 EndTurn
+        _block(5, HAND, PLACES),  # 422..541 PlayCardOverload
+    ]
+)
 """(542, 4) uint8: the tuple of each of the engine's action indices."""
 
 TUPLE_TO_INDEX = np.full(int(SPEC.nvec.prod()), -1, dtype=np.int64)
@@ -115,38 +112,28 @@ MOST_CARDS = 2 * (HAND + BOARD + SUPPORTS)
 CREATURE_SIZE, KEYWORD_COLUMN, KEYWORDS = 12, 9, 16
 CARD_ID_SCALE, CARD_ROWS = 6000, 600
 
-_RADIX = np.append(np.cumprod(SPEC.nvec[:0:-1])[::-1], 1)
-
 
 def look_up(
     actions: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The engine's indices of tuples.
+    """The engine's indices (n,) int64 of tuples (n, 4) of any integers, under masks (n, 542).
 
-    Args:
-        actions: (n, 4) integers, of any value.
-        mask: (n, 542), the engine's legal indices.
-
-    Returns:
-        (n,) int64 indices, and (n,) bool: whether the tuple is legal. Of an illegal tuple the index
-        has no meaning.
+    The second array, (n,) bool, says which are legal. An illegal tuple's index has no meaning.
     """
     inside = ((actions >= 0) & (actions < SPEC.nvec)).all(axis=1)
-    index = TUPLE_TO_INDEX[np.where(inside, actions.astype(np.int64) @ _RADIX, 0)]
+    flat = np.ravel_multi_index(tuple(actions.astype(np.int64).T), tuple(SPEC.nvec), mode="clip")
+    index = TUPLE_TO_INDEX[flat]
     return index, inside & (index >= 0) & mask[np.arange(len(mask)), index]
 
 
 def refusal(action: list[int], mask: npt.NDArray[np.bool_]) -> str:
     """Why a tuple is not legal under a mask (542,), with the legal ones nearest to it."""
-    problem = SPEC.explain(action)
-    if problem is None:
-        problem = f"{SPEC.describe(action)} is not legal"
+    problem = SPEC.explain(action) or f"{SPEC.describe(action)} is not legal"
     legal = INDEX_TO_TUPLE[mask]
-    nearest = legal[np.argsort((legal != action).sum(axis=1), kind="stable")[:5]]
-    return (
-        f"{tuple(action)}: {problem}; of the {len(legal)} legal actions these are nearest: "
-        + ", ".join(SPEC.describe(tuple_) for tuple_ in nearest)
-    )
+    order = np.argsort((legal != action).sum(axis=1), kind="stable")
+    nearest = ", ".join(SPEC.describe(other) for other in legal[order[:5]])
+    among = f"of the {len(legal)} legal actions these are nearest"
+    return f"{tuple(action)}: {problem}; {among}: {nearest}"
 
 
 def check_room(counts: npt.NDArray[np.int64]) -> None:
@@ -160,13 +147,9 @@ def check_room(counts: npt.NDArray[np.int64]) -> None:
 
 
 def second_players_view(state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The engine's states, in which player 0 comes first, as player 1 sees them.
+    """The engine's states (n, 356) float32, in which player 0 comes first, as player 1 sees them.
 
-    Args:
-        state: (n, 356) float32.
-
-    Returns:
-        (n, 356) float32: the players' halves and their cards swapped, and 0 as the player to move.
+    The players' halves and their cards are swapped, and the player to move is 0.
     """
     turned = state.copy()
     turned[:, PLAYER_TO_MOVE] = 0
@@ -185,5 +168,4 @@ def cards_held(player: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """(n, 89) of one player -> (n, 1): number of that player's cards in the packed list."""
     hand = np.rint(player[:, 4] * HAND)
     on_board = player[:, 15:75:CREATURE_SIZE].sum(axis=1) + player[:, 75:85:5].sum(axis=1)
-    held: npt.NDArray[np.int64] = (hand + on_board).astype(np.int64)[:, None]
-    return held
+    return np.asarray(hand + on_board, dtype=np.int64)[:, None]

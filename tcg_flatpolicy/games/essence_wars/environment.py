@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import gymnasium
@@ -13,22 +13,8 @@ import pufferlib
 import torch
 from essence_wars._core import ACTION_SPACE_SIZE, PyGame, PyParallelGames
 
-from tcg_flatpolicy.games.essence_wars.encoder import EssenceWarsEncoder
-from tcg_flatpolicy.games.essence_wars.engine import (
-    DECKS,
-    GAME_MODES,
-    INDEX_TO_TUPLE,
-    LAYOUT,
-    MAX_LEGAL,
-    OBSERVATION_DTYPE,
-    PLAYER_TO_MOVE,
-    SPEC,
-    TUPLE_TO_INDEX,
-    check_room,
-    look_up,
-    refusal,
-    second_players_view,
-)
+from tcg_flatpolicy.games.essence_wars import engine as ew
+from tcg_flatpolicy.games.essence_wars.encoder import Described
 
 # The engine allocates its answers anew at each call. For more games than this they are so large
 # that their memory goes back to the system each time, and faulting it in costs more than the copy.
@@ -39,24 +25,62 @@ _OTHER_GAMES = (
     "mode and the release of essence-wars must be the same"
 )
 
-_TUPLE_WORDS = INDEX_TO_TUPLE.view(np.uint32)[:, 0]
-_LEGAL_WORD = OBSERVATION_DTYPE.fields["legal"][1] // 4  # type: ignore[index]
+# A legal tuple is four bytes, so it is written as one word.
+_TUPLE_WORDS = ew.INDEX_TO_TUPLE.view(np.uint32)[:, 0]
+_LEGAL_WORD = ew.OBSERVATION_DTYPE.fields["legal"][1] // 4  # type: ignore[index]
 
 
-class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
-    """Many games of Essence Wars in one process; one agent a game.
+class NativeGames(Described, pufferlib.PufferEnv):  # type: ignore[misc]
+    """What the native environments share: their buffers, and the check of the actions' form.
 
-    The agent is the first player. `step` plays its action and then the built-in opponent's. The
-    reward is +1 when a game is won, -1 when it is lost, else 0. The engine decides a game at turn
-    30 at the latest. The end of a game is terminal, never truncated, and the next game starts in
-    the same step, with a seed from this environment's own generator: the same seed and actions give
-    the same run.
+    Observations are records of ``observation_dtype``: (num_agents, itemsize) uint8.
+    """
 
-    With ``opponent="self"`` a row is the player to move, who changes from step to step, and the
-    state is that player's own view. The reward goes to the player who has just moved. Two
-    successive rows of a game may belong to opponents, and a value target that is bootstrapped from
-    the next row then has the wrong sign. Use it for data, for self-play and for returns of whole
-    games of one player. For PPO use `EssenceWarsTwoPlayers`, where each player has a row.
+    observation_dtype = ew.OBSERVATION_DTYPE
+    _started = False
+
+    def __init__(self, num_agents: int, buf: dict[str, Any] | None) -> None:
+        shape = (ew.OBSERVATION_DTYPE.itemsize,)
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.single_action_space = ew.SPEC.action_space
+        self.num_agents = num_agents
+        super().__init__(buf)
+
+    def close(self) -> None:
+        """Does nothing: there is nothing to free."""
+
+    def _clear(self) -> None:
+        """Fills the buffers as for games that have just started."""
+        self.rewards[:] = 0
+        self.terminals[:] = False
+        self.truncations[:] = False
+        self._started = True
+
+    def _checked(self, sent: Any) -> npt.NDArray[Any]:
+        """The actions as an array (num_agents, 4) of integers; raises if they are none."""
+        if not self._started:
+            raise RuntimeError(f"{type(self).__name__}.step before reset; call reset() first")
+        actions: npt.NDArray[Any] = np.asarray(sent)
+        if actions.shape != (self.num_agents, 4):
+            raise ValueError(f"actions must be ({self.num_agents}, 4), got {actions.shape}")
+        if actions.dtype.kind not in "iu":
+            raise TypeError(f"actions must be integers, got {actions.dtype}")
+        return actions
+
+
+class EssenceWars(NativeGames):
+    """Many games of Essence Wars in one process; one agent a game, the first player.
+
+    `step` plays its action and then the built-in opponent's. The reward is +1 when a game is won,
+    -1 when it is lost, else 0. The engine decides a game at turn 30 at the latest. The end of a
+    game is terminal, never truncated, and the next game starts in the same step, with a seed from
+    this environment's own generator: the same seed and actions give the same run.
+
+    With ``opponent="self"`` a row is the player to move, who sees the state from its own side, and
+    the reward goes to the player who has just moved. Two successive rows of a game may belong to
+    opponents, and a value target that is bootstrapped from the next row then has the wrong sign:
+    take it for data and for returns of whole games of one player, and `EssenceWarsTwoPlayers`,
+    where each player has a row, for PPO.
 
     When games end, `step` returns one info: lists with one entry a finished game, so that
     PufferLib's trainer averages over games. ``win`` and ``draw`` (of the first player),
@@ -71,11 +95,10 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         deck2: the opponent's deck, likewise.
         opponent: "greedy", "random" or "self"; or "mcts<N>" or "alphabeta<N>", which are slow.
         game_mode: "attrition" or "essence_duel".
-        illegal: what an illegal action does. "raise" raises; take it for a policy that samples from
-            the legal list. "random" plays a uniformly drawn legal action in its place, "noop" ends
-            the turn, and both count the illegal action. A tuple is legal only if it is listed, with
-            0 in unused slots. (PufferLib's Multiprocessing prints what a worker raises and then
-            waits for it for ever; look for such an error under Serial.)
+        illegal: "raise" raises at an action that is not listed; take it for a policy that samples
+            from the legal list. "random" plays a uniformly drawn legal action instead, "noop" ends
+            the turn, and both count it. (What a worker raises, PufferLib's Multiprocessing prints
+            and then waits for it for ever; look for such an error under Serial.)
         record: keep every action since the last `reset(seed)`, two bytes each, for `state_dict`;
             with ``illegal="raise"`` only.
         seed: random seed of decks, games and opponent; `reset(seed)` sets a new one.
@@ -86,9 +109,6 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
             illegal actions are replaced.
 
     Attributes:
-        action_spec: `SPEC`.
-        legal_layout: where the legal list lies in an observation.
-        observation_dtype: `OBSERVATION_DTYPE`; observations are (num_games, itemsize) uint8.
         illegal_actions: int, number of illegal actions since the environment was made.
         second_to_move: (num_games,) bool, whether the second player is to move; always False
             without "self".
@@ -109,35 +129,25 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         if num_games < 1:
             raise ValueError(f"num_games must be at least 1, got {num_games}")
         for name, deck in (("deck1", deck1), ("deck2", deck2)):
-            if deck != "random" and deck not in PyGame.list_decks():
-                raise ValueError(f"{name}={deck!r} is not a deck; take 'random' or one of {DECKS}")
-        if game_mode not in GAME_MODES:
-            raise ValueError(f"game_mode={game_mode!r} does not exist; take one of {GAME_MODES}")
+            if deck not in ("random", *PyGame.list_decks()):
+                known = f"'random' or one of {ew.DECKS}"
+                raise ValueError(f"{name}={deck!r} is not a deck; take {known}")
+        if game_mode not in ew.GAME_MODES:
+            raise ValueError(f"game_mode={game_mode!r} does not exist; take one of {ew.GAME_MODES}")
         if illegal not in ("raise", "random", "noop"):
-            raise ValueError(
-                f"illegal={illegal!r} does not exist; take 'raise', 'random' or 'noop'"
-            )
+            known = "'raise', 'random' or 'noop'"
+            raise ValueError(f"illegal={illegal!r} does not exist; take {known}")
         if record and illegal != "raise":
             raise ValueError(
                 f"record=True with illegal={illegal!r}: what replaced an illegal action cannot be "
                 "replayed; take illegal='raise'"
             )
-        self.action_spec = SPEC
-        self.observation_dtype = OBSERVATION_DTYPE
-        self.legal_layout = LAYOUT
-        self.single_observation_space = gymnasium.spaces.Box(
-            0, 255, (OBSERVATION_DTYPE.itemsize,), np.uint8
-        )
-        self.single_action_space = SPEC.action_space
-        self.num_agents = num_games
-        super().__init__(buf)
-        self._records = self.observations.view(OBSERVATION_DTYPE)[:, 0]
-        # A legal tuple is four bytes, so it is written as one word.
-        words = slice(_LEGAL_WORD, _LEGAL_WORD + MAX_LEGAL)
+        super().__init__(num_games, buf)
+        self._records = self.observations.view(ew.OBSERVATION_DTYPE)[:, 0]
+        words = slice(_LEGAL_WORD, _LEGAL_WORD + ew.MAX_LEGAL)
         self._legal_words = self.observations.view(np.uint32)[:, words]
-
         self.illegal_actions = 0
-        self._illegal = illegal
+        self.illegal = illegal
         self._record = record
         self._seed: int | None = None
         self._played: list[npt.NDArray[np.uint16]] = []
@@ -146,47 +156,30 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         self._self_play = opponent == "self"
         self._rng = np.random.default_rng(seed)
         self._rows = np.arange(num_games)
-        self._started = False
         self._batch_size = 1 if "random" in self._decks else GAMES_IN_BATCH
-        self._slices = [
-            slice(start, min(start + self._batch_size, num_games))
-            for start in range(0, num_games, self._batch_size)
-        ]
-        self._batches = [self._new_batch(rows.stop - rows.start) for rows in self._slices]
+        starts = range(0, num_games, self._batch_size)
+        self._slices = [slice(start, min(start + self._batch_size, num_games)) for start in starts]
+        self._batches = [self._new_batch(rows) for rows in self._slices]
         self._mask = np.zeros((num_games, ACTION_SPACE_SIZE), dtype=bool)
         self._n_legal = np.zeros(num_games, dtype=np.int64)
         self.second_to_move = np.zeros(num_games, dtype=bool)
-        self._moves = np.zeros(num_games, dtype=np.int64)
-        self._legal_seen = np.zeros(num_games, dtype=np.int64)
-        self._illegal_seen = np.zeros(num_games, dtype=np.int64)
+        self._counters = np.zeros((3, num_games), dtype=np.int64)  # of the running games
+        self._moves, self._legal_seen, self._illegal_seen = self._counters
 
     def reset(self, seed: int | None = None) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """Starts all games; ``seed`` seeds the generator, None keeps its state.
-
-        Returns:
-            ``(observations (num_games, itemsize) uint8, [])``
-        """
+        """Starts all games; ``seed`` seeds the generator, None keeps its state."""
         self._seed, self._played = seed, []
         if seed is not None:
             self._rng = np.random.default_rng(seed)
             # A batch's built-in opponent draws from a generator that it keeps from game to game.
-            self._batches = [self._new_batch(rows.stop - rows.start) for rows in self._slices]
-        for game in range(self.num_agents):
-            self._start(game)
-        self.rewards[:] = 0
-        self.terminals[:] = False
-        self.truncations[:] = False
-        for counter in (self._moves, self._legal_seen, self._illegal_seen):
-            counter[:] = 0
-        self._started = True
+            self._batches = [self._new_batch(rows) for rows in self._slices]
+        self._start(range(self.num_agents))
+        self._clear()
         self._observe()
         return self.observations, []
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[Any, Any, Any, Any, list[dict[str, Any]]]:
-        """Plays one action in each game, and the opponent's answer.
-
-        Args:
-            actions: (num_games, 4) integers, a legal tuple of each game.
+        """Plays (num_games, 4) integers, a legal tuple of each game, and the opponent's answers.
 
         Returns:
             ``(observations, rewards, terminals, truncations, infos)``, all but the infos in the
@@ -198,24 +191,18 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
             ValueError: actions of another shape, or one that is not legal; it is named, with the
                 legal ones nearest to it.
         """
-        if not self._started:
-            raise RuntimeError("EssenceWars.step before reset; call reset() first")
-        index = self._to_index(np.asarray(actions))
+        chosen = self._to_index(self._checked(actions)).astype(np.uint16)
         self._moves += 1
         self._legal_seen += self._n_legal
-
-        chosen = index.astype(np.uint16)
         if self._record:
             self._played.append(chosen)
         result = self._advance(chosen)
         self.rewards[:] = np.where(self.second_to_move, -result, result)
-        infos = self._finish(result)
+        ended = np.flatnonzero(self.terminals)
+        infos = [self._info(ended, result[ended])] if len(ended) else []
+        self._start(ended.tolist())
         self._observe()
         return self.observations, self.rewards, self.terminals, self.truncations, infos
-
-    def make_encoder(self, hidden_size: int = 256, entity_size: int = 32) -> EssenceWarsEncoder:
-        """A new encoder of this environment's observations; sizes as of `EssenceWarsEncoder`."""
-        return EssenceWarsEncoder(LAYOUT, hidden_size, entity_size)
 
     def to_move(self, row: int) -> bool:
         """Always True: a row is the player to move. `tcg_flatpolicy.verify` asks for it."""
@@ -236,12 +223,11 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
                 "record=True, and call reset(seed)"
             )
         played = np.array(self._played, dtype=np.int16).reshape(-1, self.num_agents)
-        counters = np.stack([self._moves, self._legal_seen, self._illegal_seen])
         return {
             "seed": self._seed,
             "actions": torch.from_numpy(played),
             "rewards": torch.tensor(self.rewards),
-            "counters": torch.from_numpy(counters),
+            "counters": torch.tensor(self._counters),
             "illegal_actions": self.illegal_actions,
             "observations": hashlib.sha256(self.observations.tobytes()).hexdigest(),
         }
@@ -266,12 +252,11 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         try:
             for chosen in played:
                 self._advance(chosen)
-                for game in np.flatnonzero(self.terminals).tolist():
-                    self._start(game)
+                self._start(np.flatnonzero(self.terminals).tolist())
         except ValueError as error:
             raise RuntimeError(f"{_OTHER_GAMES}: {error}") from error
         self.rewards[:] = state["rewards"].numpy()
-        self._moves, self._legal_seen, self._illegal_seen = state["counters"].numpy().copy()
+        self._counters[:] = state["counters"].numpy()
         self.illegal_actions = state["illegal_actions"]
         self._observe()
         if hashlib.sha256(self.observations.tobytes()).hexdigest() != state["observations"]:
@@ -279,37 +264,32 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
         if self._record:
             self._played = list(played)
 
-    def close(self) -> None:
-        """Does nothing: there is nothing to free."""
+    def _new_batch(self, rows: slice) -> PyParallelGames:
+        decks = [str(self._rng.choice(ew.DECKS)) if d == "random" else d for d in self._decks]
+        return PyParallelGames(rows.stop - rows.start, *decks, *self._rules)
 
-    def _new_batch(self, games: int) -> PyParallelGames:
-        decks = [str(self._rng.choice(DECKS)) if d == "random" else d for d in self._decks]
-        return PyParallelGames(games, *decks, *self._rules)
-
-    def _start(self, game: int) -> None:
-        batch, place = divmod(game, self._batch_size)
-        if "random" in self._decks:
-            self._batches[batch] = self._new_batch(1)
-        self._batches[batch].reset_single(place, int(self._rng.integers(2**63)))
+    def _start(self, games: Iterable[int]) -> None:
+        """Starts a new game in the place of each of these."""
+        self._counters[:, list(games)] = 0
+        for game in games:
+            batch, place = divmod(game, self._batch_size)
+            if "random" in self._decks:
+                self._batches[batch] = self._new_batch(self._slices[batch])
+            self._batches[batch].reset_single(place, int(self._rng.integers(2**63)))
 
     def _advance(self, chosen: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Plays the engine's indices (num_games,), and writes the terminals.
 
-        Returns:
-            (num_games,) result of each game: 1 if the first player won, -1 if it lost, else 0.
+        The result (num_games,) is 1 if the first player won, -1 if it lost, else 0.
         """
         result = np.empty(self.num_agents, dtype=np.float32)
         for rows, batch in zip(self._slices, self._batches, strict=True):
             result[rows], self.terminals[rows] = batch.step_batch(chosen[rows])
         return result
 
-    def _finish(self, result: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-        """Starts a new game where one ended, and returns the infos of those that ended."""
-        ended = np.flatnonzero(self.terminals)
-        if not len(ended):
-            return []
-        result, moves = result[ended], self._moves[ended]
-        info = {
+    def _info(self, ended: npt.NDArray[np.intp], result: npt.NDArray[Any]) -> dict[str, Any]:
+        moves = self._moves[ended]
+        return {
             "win": (result > 0).astype(float).tolist(),
             "draw": (result == 0).astype(float).tolist(),
             "episode_return": self.rewards[ended].tolist(),
@@ -317,11 +297,6 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
             "legal_actions": (self._legal_seen[ended] / moves).tolist(),
             "illegal_actions": self._illegal_seen[ended].tolist(),
         }
-        for counter in (self._moves, self._legal_seen, self._illegal_seen):
-            counter[ended] = 0
-        for game in ended.tolist():
-            self._start(game)
-        return [info]
 
     def _observe(self) -> None:
         """Writes state and legal list of each game into the observations."""
@@ -330,8 +305,8 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
             np.not_equal(batch.action_mask_batch(), 0, out=self._mask[rows])
         if self._self_play:
             state = self._records["state"]
-            second = self.second_to_move = state[:, PLAYER_TO_MOVE] != 0
-            state[second] = second_players_view(state[second])
+            second = self.second_to_move = state[:, ew.PLAYER_TO_MOVE] != 0
+            state[second] = ew.second_players_view(state[second])
 
         listed = np.flatnonzero(self._mask)
         ends = np.searchsorted(listed, (self._rows + 1) * ACTION_SPACE_SIZE)
@@ -341,7 +316,7 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
                 f"game {int(counts.argmin())}: the engine lists no legal action for the player to "
                 "move, who can always end the turn; check it against another release of the game"
             )
-        check_room(counts)
+        ew.check_room(counts)
         game = np.repeat(self._rows, counts)
         place = np.arange(len(listed)) - (ends - counts)[game]
         self._legal_words[:] = 0
@@ -350,25 +325,21 @@ class EssenceWars(pufferlib.PufferEnv):  # type: ignore[misc]
 
     def _to_index(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """(num_games, 4) tuples -> (num_games,) legal indices of the engine."""
-        if actions.shape != (self.num_agents, 4):
-            raise ValueError(f"actions must be ({self.num_agents}, 4), got {actions.shape}")
-        if actions.dtype.kind not in "iu":
-            raise TypeError(f"actions must be integers, got {actions.dtype}")
-        index, legal = look_up(actions, self._mask)
+        index, legal = ew.look_up(actions, self._mask)
         if legal.all():
             return index
         illegal = np.flatnonzero(~legal)
         self.count_illegal(illegal)
-        if self._illegal == "raise":
+        if self.illegal == "raise":
             row = int(illegal[0])
-            raise ValueError(f"game {row}: {refusal(actions[row].tolist(), self._mask[row])}")
-        if self._illegal == "noop":  # always legal
-            index[illegal] = TUPLE_TO_INDEX[SPEC.ravel(SPEC.noop)]
-            return index
-        instead = np.flatnonzero(self._mask[illegal]) % ACTION_SPACE_SIZE
-        counts = self._n_legal[illegal]
-        drawn = (self._rng.random(len(illegal)) * counts).astype(np.int64)
-        index[illegal] = instead[counts.cumsum() - counts + drawn]
+            raise ValueError(f"game {row}: {ew.refusal(actions[row].tolist(), self._mask[row])}")
+        if self.illegal == "noop":  # always legal
+            index[illegal] = ew.TUPLE_TO_INDEX[ew.SPEC.ravel(ew.SPEC.noop)]
+        else:
+            instead = np.flatnonzero(self._mask[illegal]) % ACTION_SPACE_SIZE
+            counts = self._n_legal[illegal]
+            drawn = (self._rng.random(len(illegal)) * counts).astype(np.int64)
+            index[illegal] = instead[counts.cumsum() - counts + drawn]
         return index
 
     def count_illegal(self, games: npt.NDArray[np.intp]) -> None:

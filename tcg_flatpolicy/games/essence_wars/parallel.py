@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 
-from tcg_flatpolicy.games.essence_wars.encoder import EssenceWarsEncoder
-from tcg_flatpolicy.games.essence_wars.engine import (
-    INDEX_TO_TUPLE,
-    LAYOUT,
-    MAX_LEGAL,
-    OBSERVATION_DTYPE,
-    SPEC,
-    check_room,
-    look_up,
-    refusal,
-    second_players_view,
-)
+from tcg_flatpolicy.games.essence_wars import engine as ew
+from tcg_flatpolicy.games.essence_wars.encoder import Described
 from tcg_flatpolicy.games.essence_wars.two_players import waiting_refusal
 
 try:
@@ -37,34 +27,34 @@ except ImportError as error:
         "`pip install pettingzoo`"
     ) from error
 
+ByAgent: TypeAlias = dict[str, Any]
+
 # Pairs, since a Dict sorts the names of a mapping: in this order, PufferLib's emulation makes an
 # OBSERVATION_DTYPE of it.
 _SPACES = Dict(
     [
         ("state", Box(-np.inf, np.inf, (STATE_TENSOR_SIZE,), np.float32)),
-        ("legal", Box(0, int(SPEC.nvec.max()) - 1, (MAX_LEGAL, 4), np.uint8)),
-        ("n_legal", Box(0, MAX_LEGAL, (), np.int16)),
+        ("legal", Box(0, int(ew.SPEC.nvec.max()) - 1, (ew.MAX_LEGAL, 4), np.uint8)),
+        ("n_legal", Box(0, ew.MAX_LEGAL, (), np.int16)),
     ]
 )
 
 
-class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
+class EssenceWarsParallel(Described, ParallelEnv):  # type: ignore[misc]
     """The game's PettingZoo ParallelEnv, with the legal tuples in what an agent observes.
 
     Put it under PufferLib's emulation, ``PettingZooPufferEnv(env_creator=EssenceWarsParallel)``: an
     emulated observation is an `OBSERVATION_DTYPE`, so a policy trained here plays in `EssenceWars`.
     `EssenceWarsTwoPlayers` plays many of the same games at once, and shows the waiting player its
-    own view.
-
-    Differences from the game's own environment:
+    own view. Differences from the game's own environment:
 
     - An observation is a Dict of ``state``, ``legal`` and ``n_legal`` (there a mask in the infos),
       and an action a tuple of `SPEC` (there a number from 0 to 541).
     - The player to move sees the state from its own side, and the waiting player sees zeros (there
       both see it from the first player's side).
-    - A game goes on until the engine ends it, at turn 30 (there it is cut off after 100 actions,
+    - A game goes on until the engine ends it, at turn 30. There it is cut off after 100 actions,
       and PufferLib's trainer, which does not look at truncations, would carry the value of the next
-      game into one that was cut off).
+      game into it.
     - An illegal action raises (there it loses the game).
     - Each game has a seed from this environment's own generator: the same seed and actions give the
       same run, over any number of games (there, and under emulation, the next game's seed is from
@@ -80,10 +70,7 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         ValueError: a deck or mode that does not exist.
 
     Attributes:
-        action_spec: `SPEC`.
-        legal_layout: where the legal list lies in an emulated observation.
-        illegal_actions: int, number of illegal actions since the environment was made; each
-            raised.
+        illegal_actions: int, number of illegal actions since it was made; each raised.
     """
 
     metadata: ClassVar[dict[str, Any]] = {
@@ -103,11 +90,9 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         self._env = EssenceWarsParallelEnv(deck1, deck2, game_mode, max_turns=sys.maxsize)
         self.possible_agents = self._env.possible_agents
         self.agents: list[str] = []
-        self.action_spec = SPEC
-        self.legal_layout = LAYOUT
         self.illegal_actions = 0
         self._rng = np.random.default_rng(seed)
-        self._mask = np.zeros(len(INDEX_TO_TUPLE), dtype=bool)
+        self._mask = np.zeros(len(ew.INDEX_TO_TUPLE), dtype=bool)
         self._mover: str | None = None
         self._moves = self._legal_seen = 0
 
@@ -117,16 +102,12 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
 
     def action_space(self, agent: str) -> MultiDiscrete:
         """Of either agent: that of `SPEC`."""
-        return SPEC.action_space
+        return ew.SPEC.action_space
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Starts a game; ``seed`` seeds the generator, None keeps its state.
-
-        Returns:
-            ``(observations, infos)`` by agent; the infos are empty.
-        """
+    ) -> tuple[ByAgent, ByAgent]:
+        """Starts a game; ``seed`` seeds the generator, None keeps its state. Infos are empty."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         observations, infos = self._env.reset(seed=int(self._rng.integers(2**63)))
@@ -135,22 +116,15 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
 
     def step(
         self, actions: Mapping[str, Any]
-    ) -> tuple[
-        dict[str, Any],
-        dict[str, float],
-        dict[str, bool],
-        dict[str, bool],
-        dict[str, dict[str, Any]],
-    ]:
+    ) -> tuple[ByAgent, ByAgent, ByAgent, ByAgent, ByAgent]:
         """Plays the action of the agent that is to move.
 
         Args:
             actions: by agent, (4,) integers; from the waiting agent the no-op, or no action.
 
         Returns:
-            ``(observations, rewards, terminations, truncations, infos)`` by agent. The infos are
-            empty but at the end of a game: there they say, of that agent, what those of
-            `EssenceWars` say (the length and the legal actions are those of the whole game).
+            ``(observations, rewards, terminations, truncations, infos)`` by agent. The infos at the
+            end of a game are those of `EssenceWars`, of that agent; else they are empty.
 
         Raises:
             RuntimeError: no game is running.
@@ -162,22 +136,18 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
             raise RuntimeError("no game is running; call reset() first")
         for agent in actions:
             if agent not in self.possible_agents:
-                raise ValueError(
-                    f"{agent!r} is not an agent; there are {' and '.join(self.possible_agents)}"
-                )
-        chosen = {agent: np.asarray(action) for agent, action in actions.items()}
-        if self._mover not in chosen:
+                known = " and ".join(self.possible_agents)
+                raise ValueError(f"{agent!r} is not an agent; there are {known}")
+        if self._mover not in actions:
             raise ValueError(f"{self._mover} is to move, and there is no action of it")
-        for agent, action in chosen.items():
-            self._check(agent, action)
-        index, _ = look_up(chosen[self._mover][None], self._mask[None])
+        indices = {agent: self._index(agent, np.asarray(sent)) for agent, sent in actions.items()}
         self._moves += 1
         self._legal_seen += int(self._mask.sum())
         observations, rewards, terminations, truncations, infos = self._env.step(
-            {self._mover: int(index[0])}
+            {self._mover: indices[self._mover]}
         )
-        told: dict[str, dict[str, Any]] = {agent: {} for agent in self.possible_agents}
         shown = self._shown(observations, infos)
+        told: ByAgent = {agent: {} for agent in self.possible_agents}
         if not self.agents:
             for agent, reward in rewards.items():
                 told[agent] = {
@@ -193,46 +163,39 @@ class EssenceWarsParallel(ParallelEnv):  # type: ignore[misc]
         """(356,) the engine's state, from the first player's side."""
         return self._env.state()
 
-    def make_encoder(self, hidden_size: int = 256, entity_size: int = 32) -> EssenceWarsEncoder:
-        """A new encoder of this environment's observations; sizes as of `EssenceWarsEncoder`."""
-        return EssenceWarsEncoder(LAYOUT, hidden_size, entity_size)
-
     def to_move(self, agent: str | int) -> bool:
         """Whether an agent, by name or number, is to move. `tcg_flatpolicy.verify` asks for it."""
         name = self.possible_agents[agent] if isinstance(agent, int) else agent
         return bool(name == self._mover)
 
-    def _check(self, agent: str, action: npt.NDArray[Any]) -> None:
-        """Raises if an agent may not send an action."""
+    def _index(self, agent: str, action: npt.NDArray[Any]) -> int:
+        """The engine's index of what an agent sends; raises if the agent may not send it."""
         if action.shape != (4,):
             raise ValueError(f"{agent}: an action must be (4,), got {action.shape}")
         if action.dtype.kind not in "iu":
             raise TypeError(f"{agent}: actions must be integers, got {action.dtype}")
-        if agent == self._mover:
-            legal = bool(look_up(action[None], self._mask[None])[1][0])
-            problem = "" if legal else refusal(action.tolist(), self._mask)
-        else:
-            legal = bool((action == SPEC.noop).all())
+        index, legal = ew.look_up(action[None], self._mask[None])
+        if agent == self._mover and not legal[0]:
+            problem = ew.refusal(action.tolist(), self._mask)
+        elif agent != self._mover and (action != ew.SPEC.noop).any():
             problem = waiting_refusal(action.tolist())
-        if not legal:
-            self.illegal_actions += 1
-            raise ValueError(f"{agent}: {problem}")
+        else:
+            return int(index[0])
+        self.illegal_actions += 1
+        raise ValueError(f"{agent}: {problem}")
 
-    def _shown(
-        self, observations: Mapping[str, npt.NDArray[np.float32]], infos: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _shown(self, observations: ByAgent, infos: ByAgent) -> ByAgent:
         """Turns what the game's environment shows into observations, by agent."""
         self.agents = list(self._env.agents)
-        movers = [agent for agent in self.agents if infos[agent]["is_active"]]
-        self._mover = movers[0] if movers else None
-        records = {agent: np.zeros((), OBSERVATION_DTYPE) for agent in self.possible_agents}
+        self._mover = next((agent for agent in self.agents if infos[agent]["is_active"]), None)
+        records = {agent: np.zeros((), ew.OBSERVATION_DTYPE) for agent in self.possible_agents}
         if self._mover is not None:
             state = observations[self._mover][None]
             if self._mover == self.possible_agents[1]:
-                state = second_players_view(state)
+                state = ew.second_players_view(state)
             self._mask = infos[self._mover]["action_mask"]
-            legal = INDEX_TO_TUPLE[self._mask]
-            check_room(np.array([len(legal)]))
+            legal = ew.INDEX_TO_TUPLE[self._mask]
+            ew.check_room(np.array([len(legal)]))
             record = records[self._mover]
             record["state"] = state[0]
             record["legal"][: len(legal)] = legal
