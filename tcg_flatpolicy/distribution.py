@@ -82,8 +82,6 @@ class OverLegalTuples(Distribution):
 
     drew: Callable[[], None] | None = None
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
-    has_rsample = False
-    has_enumerate_support = False
     legal: LegalActions
 
     @property
@@ -279,10 +277,9 @@ class LegalCategorical(OverLegalTuples):
         order = order[logits.detach()[order].argsort(descending=True, stable=True)]
         order = _by_row(order, legal)
         kept = order[places(legal.rows, legal.starts) < k].sort().values
-        likeliest = LegalActions.trusted(
-            legal.actions[kept], legal.counts.clamp(max=k), legal.noop, distinct=True
-        )
-        return self._derive(likeliest, logits[kept])
+        counts = legal.counts.clamp(max=k)
+        best = LegalActions.trusted(legal.actions[kept], counts, legal.noop, distinct=True)
+        return self._derive(best, logits[kept])
 
     def __getitem__(self, rows: Any) -> LegalCategorical:
         """The distribution of some rows, chosen as in LegalActions.select."""
@@ -421,8 +418,7 @@ def _kl(p: LegalCategorical, q: LegalCategorical) -> Tensor:
     if legal is not other:
         log_q = log_q[_align(legal, other)]
     p_none, q_none = log_p == -torch.inf, log_q == -torch.inf
-    finite_p = log_p.masked_fill(p_none, 0.0)
-    finite_q = log_q.masked_fill(q_none, 0.0)
+    finite_p, finite_q = log_p.masked_fill(p_none, 0.0), log_q.masked_fill(q_none, 0.0)
     terms = (finite_p.exp() * (finite_p - finite_q)).masked_fill(p_none, 0.0)
     return row_sum(terms.masked_fill(q_none & ~p_none, torch.inf), legal)
 

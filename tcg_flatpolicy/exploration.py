@@ -82,13 +82,11 @@ class Exploration(nn.Module):
 
     def explored(self, distribution: TupleDistribution) -> TupleDistribution:
         """A distribution with the settings applied."""
-        t: Any = self.settings.temperature
-        epsilon: Any = self.settings.epsilon
-        if torch.compiler.is_compiling():
-            t, epsilon = self.numbers[0], self.numbers[1]
+        now, compiling = self.settings, torch.compiler.is_compiling()
+        numbers: Any = self.numbers if compiling else (now.temperature, now.epsilon)
         if self._tempers:
-            distribution = distribution.tempered(t)
-        return distribution.smoothed(epsilon) if self._smooths else distribution
+            distribution = distribution.tempered(numbers[0])
+        return distribution.smoothed(numbers[1]) if self._smooths else distribution
 
     def drew(self, settings: Settings) -> None:
         """A distribution of these settings was drawn from in train mode."""

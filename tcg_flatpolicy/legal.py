@@ -269,7 +269,7 @@ class LegalActions:
             same = ids.index_select(-1, self.rows) == self.ids
         else:
             pairs = zip(actions.unbind(-1), self.actions.unbind(1), strict=True)
-            same = reduce(torch.mul, (a.index_select(-1, self.rows) == b for a, b in pairs))
+            same = reduce(operator.and_, (a.index_select(-1, self.rows) == b for a, b in pairs))
         hits = same.nonzero(as_tuple=True)
         found = torch.full(actions.shape[:-1], -1, dtype=torch.int64, device=actions.device)
         found[(*hits[:-1], self.rows[hits[-1]])] = hits[-1]
