@@ -1,6 +1,6 @@
-"""Training in several processes that torchrun starts, each with its own games and one policy.
+"""What PufferLib's trainer, left as it is, needs in several processes that torchrun starts.
 
-What PufferLib's trainer needs for that besides DistributedDataParallel; it is left as it is.
+Each has its own games, and all train one policy by DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ def start(device: str = "auto") -> tuple[int, str]:
     """Joins the processes that torchrun started: nccl on GPUs, one each, or gloo on the CPU.
 
     Args:
-        device: "cuda" (of the machine's GPUs, the one that has the number of this process there),
-            "cpu", or "auto": cuda where there are as many GPUs as processes.
+        device: "cuda" (the GPU that has the number of this process on this machine), "cpu", or
+            "auto": cuda where there are as many GPUs as processes.
 
     Returns:
-        The rank, 0 to world size - 1, and the device for the policy and the trainer's config,
-        "cuda" or "cpu".
+        The rank, 0 to world size - 1, and "cuda" or "cpu", for the policy and the trainer's config.
 
     Raises:
         RuntimeError: torchrun did not start this process.
@@ -41,13 +40,12 @@ def start(device: str = "auto") -> tuple[int, str]:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
     gpus, processes = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
-    if device == "cuda" and gpus < processes:
-        raise ValueError(
-            f"{processes} processes need a GPU each, and there are {gpus}: start fewer, or take "
-            "device='cpu'"
-        )
     if device == "auto":
         device = "cuda" if gpus >= processes else "cpu"
+    if device == "cuda" and gpus < processes:
+        raise ValueError(
+            f"{processes} processes need a GPU each, not {gpus}: start fewer or take device='cpu'"
+        )
     if device == "cuda":  # without a number, so that PuffeRL asks for autocast by its right name
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -59,23 +57,21 @@ def distribute(policy: nn.Module) -> DistributedDataParallel:
 
     Every process starts from the parameters and the exploration of rank 0, and keeps the same
     parameters. Exploration is then each process's own: call explore() on the policy, after this,
-    before evaluate(). Save ``policy.state_dict()``: the names in that of what is returned have a
-    prefix.
+    before evaluate(). Save ``policy.state_dict()``, whose names have no prefix.
 
     Args:
-        policy: a Policy, a RecurrentPolicy or PufferLib's LSTMWrapper around a Policy, on its
-            device.
+        policy: a Policy, a RecurrentPolicy or PufferLib's LSTMWrapper of one, on its device.
 
     Raises:
         RuntimeError: no process group.
     """
     if not torch.distributed.is_initialized():
         raise RuntimeError("distribute() needs a process group: call distributed.start() before")
-    # find_unused_parameters could not work: it looks for tensors in what forward returns, and does
-    # not find those in a distribution. Every parameter takes part, also without any legal tuple.
+    # No find_unused_parameters, which would not find the tensors in a distribution. Every parameter
+    # takes part, also without any legal tuple.
     wrapped = DistributedDataParallel(policy)
-    # What a rollout is drawn with is each process's own: broadcast at each forward, rank 0's would
-    # take its place before the update. (As an argument, torch deprecates it.)
+    # What a rollout is drawn with is each process's own, not rank 0's at each forward. (As an
+    # argument, torch deprecates it.)
     wrapped.broadcast_buffers = False
     for module in policy.modules():
         if isinstance(module, Policy):
@@ -91,22 +87,19 @@ def log_together(trainer: Any) -> None:
     """Makes the next ``trainer.train()`` log; call it in every process before each.
 
     PuffeRL adds up its logs over all processes once a quarter of a second has passed by a process's
-    own clock: where one finds that it has and another does not, all of them hang. With this, its
-    steps a second count at least one second between two logs.
+    own clock: all hang where it has for one and not for another. With this, its steps a second
+    count at least one second between two logs.
     """
     trainer.last_log_time = min(trainer.last_log_time, time.time() - 1.0)
 
 
 def on_any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must call it, and as often as each other.
-
-    Ctrl-C may reach two processes in different epochs: asked once an epoch, all stop in the same.
-    """
+    """Whether a flag, such as Ctrl-C's, is set in any process; all must call it equally often."""
     return sum_over_ranks(int(flag)) > 0
 
 
 def sum_over_ranks(value: int) -> int:
-    """The sum of a number over all processes; all must call it, and as often as each other."""
+    """The sum of a number over all processes; all must call it equally often."""
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     total = torch.tensor(value, dtype=torch.int64, device=device)
     torch.distributed.all_reduce(total)

@@ -36,13 +36,7 @@ class _WholeTuples(Constraint):
 
 
 class UnsoundScore(ValueError):
-    """A score is NaN or +inf.
-
-    Attributes:
-        row: of the batch.
-        what: the score, in words.
-        score: its value.
-    """
+    """A score, ``what`` in words, of a row of the batch is NaN or +inf."""
 
     def __init__(self, row: int, what: str, score: float, why: str | None = None) -> None:
         self.row, self.what, self.score = row, what, score
@@ -80,18 +74,15 @@ class TupleDistribution(Protocol):
 
 
 class OverLegalTuples(Distribution):
-    """What distributions over a row's legal tuples have in common: tuples are labels.
+    """What distributions over the legal tuples of B rows have in common: tuples are labels.
 
     Attributes:
-        legal: the legal tuples of B rows.
         drew: is called before each draw, where somebody must know of them; set on the instance. A
             distribution that is made of this one does not have it.
     """
 
     drew: Callable[[], None] | None = None
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
-    has_rsample = False
-    has_enumerate_support = False
     legal: LegalActions
 
     @property
@@ -104,21 +95,14 @@ class OverLegalTuples(Distribution):
         """(B, H) NaN, as of torch's Categorical."""
         return torch.full(self._extended_shape(), torch.nan, device=self.legal.rows.device)
 
-    @property
-    def variance(self) -> Tensor:
-        """(B, H) NaN, as of torch's Categorical."""
-        return self.mean
+    variance = mean
 
     def _draws(self) -> None:
         if self.drew is not None:
             self.drew()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always; each row has its own legal list.
-        """
+        """Not offered: raises NotImplementedError, since each row has its own legal list."""
         raise NotImplementedError(
             f"{type(self).__name__} cannot be expanded: each row has its own legal list; build it "
             "from LegalActions with the rows repeated"
@@ -139,8 +123,8 @@ class LegalCategorical(OverLegalTuples):
 
     Raises:
         TypeError: scores are not floats.
-        ValueError: scores of another shape. NaN and +inf scores raise in sample, log_prob, entropy
-            and what builds on them, not here, so that building a distribution stays compilable.
+        ValueError: scores of another shape. NaN and +inf scores raise :class:`UnsoundScore` in
+            whatever looks at them, not here, so that building a distribution stays compilable.
     """
 
     def __init__(
@@ -149,10 +133,8 @@ class LegalCategorical(OverLegalTuples):
         if not scores.is_floating_point():
             raise TypeError(f"scores must be floats, got {scores.dtype}")
         if scores.shape != legal.rows.shape:
-            raise ValueError(
-                f"scores must be ({len(legal.rows)},), one for each legal tuple, "
-                f"got {tuple(scores.shape)}"
-            )
+            n = len(legal.rows)
+            raise ValueError(f"scores must be ({n},), one a legal tuple, got {tuple(scores.shape)}")
         self.legal = legal
         self._given = legal, scores  # for naming what is wrong with them
         self._entropy: Tensor | None = None
@@ -163,9 +145,7 @@ class LegalCategorical(OverLegalTuples):
             self._scores, self._totals = self.logits, self._entropy
         else:
             self._scores, self.logits, self._totals = log_softmax(scores, legal)
-        super().__init__(
-            torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
-        )
+        super().__init__(torch.Size([len(legal)]), legal.actions.shape[1:], validate_args)
 
     @property
     def probs(self) -> Tensor:
@@ -189,34 +169,24 @@ class LegalCategorical(OverLegalTuples):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws tuples: sample_shape S -> (*S, B, H) int64.
-
-        Raises:
-            ValueError: a NaN or +inf score.
-        """
+        """Draws tuples: sample_shape S -> (*S, B, H) int64."""
         self._draws()
         self._check_scores()
-        shape = torch.Size(sample_shape)
-        legal = self.legal
+        legal, shape = self.legal, torch.Size(sample_shape)
         if self._entropy is not None and not shape:
             return cpu.draw(self.logits, (legal.actions, legal.counts, legal.starts), legal.noop)
         if not len(legal.rows):
-            return legal.noop.expand(*shape, *self._batch_shape, *self._event_shape).clone()
+            return legal.noop.expand(self._extended_shape(shape)).clone()
         actions = legal.actions[draw(self.logits, legal, shape)]
         return torch.where((legal.counts > 0).unsqueeze(-1), actions, legal.noop)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of tuples, summed over listings; -inf for one that is not listed.
 
-        Args:
-            value: (*S, B, H), any integer or whole-float dtype.
-
-        Returns:
-            (*S, B) in the dtype of the logits.
+        (*S, B, H) of any integer or whole-float dtype -> (*S, B) in the dtype of the logits.
 
         Raises:
-            ValueError: a wrong shape, a NaN or +inf score, or (under validate_args) a value that is
-                no whole number.
+            ValueError: a wrong shape or, under validate_args, a value that is no whole number.
         """
         self._check_scores()
         if self._validate_args and value.is_floating_point():  # integers are whole
@@ -235,11 +205,7 @@ class LegalCategorical(OverLegalTuples):
         return torch.where(at >= 0, listed, outside)
 
     def entropy(self) -> Tensor:
-        """(B,) entropy in nats, over distinct tuples; 0 for a row without a legal tuple.
-
-        Raises:
-            ValueError: a NaN or +inf score.
-        """
+        """(B,) entropy in nats, over distinct tuples; 0 for a row without a legal tuple."""
         self._check_scores()
         if self._entropy is not None:
             return self._entropy
@@ -257,15 +223,14 @@ class LegalCategorical(OverLegalTuples):
 
         Raises:
             TypeError: k is no whole number.
-            ValueError: k below 1, or a NaN or +inf score.
+            ValueError: k below 1.
         """
         k = at_least_one(k)
         self._draws()
         self._check_scores()
         legal, logits = self._merged()
         gumbel = -torch.empty_like(logits, dtype=torch.float64).exponential_().log()
-        by_key = (logits + gumbel).argsort(descending=True)
-        order = by_key[legal.rows[by_key].argsort(stable=True)]
+        order = _by_row((logits + gumbel).argsort(descending=True), legal)
         place = places(legal.rows, legal.starts)
         taken = (place < k) & (logits[order] > -torch.inf)
         rows, place, order = legal.rows[taken], place[taken], order[taken]
@@ -276,13 +241,10 @@ class LegalCategorical(OverLegalTuples):
         return actions, drawn
 
     def tempered(self, temperature: float | Tensor) -> LegalCategorical:
-        """p(a)^(1/t), normalised, over distinct tuples a.
-
-        Args:
-            temperature: scalar or (B,), positive and finite; above 1 flattens, below 1 sharpens.
+        """p(a)^(1/t), normalised, over distinct tuples a: t above 1 flattens, below 1 sharpens.
 
         Raises:
-            ValueError: a temperature of another shape or not positive and finite.
+            ValueError: a temperature that is no scalar or (B,), or not positive and finite.
         """
         t = self._per_row("temperature", temperature)
         # A compiled graph cannot look at numbers; explore() has.
@@ -300,11 +262,8 @@ class LegalCategorical(OverLegalTuples):
     def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
         """(1 - eps) p(a) + eps / D, with D the number of distinct legal tuples of the row.
 
-        Args:
-            epsilon: scalar or (B,), 0 to 1.
-
         Raises:
-            ValueError: an epsilon of another shape or outside 0..1.
+            ValueError: an epsilon that is no scalar or (B,), or outside 0..1.
         """
         eps = self._per_row("epsilon", epsilon)
         if not torch.compiler.is_compiling() and not ((eps >= 0) & (eps <= 1)).all():
@@ -323,20 +282,18 @@ class LegalCategorical(OverLegalTuples):
 
         Raises:
             TypeError: k is no whole number.
-            ValueError: k below 1, or a NaN or +inf score.
+            ValueError: k below 1.
         """
         k = at_least_one(k)
         self._check_scores()
         legal, logits = self._merged()
         order = legal.ids.argsort(stable=True)
         order = order[logits.detach()[order].argsort(descending=True, stable=True)]
-        order = order[legal.rows[order].argsort(stable=True)]
-        place = places(legal.rows, legal.starts)
-        kept = order[place < k].sort().values
-        likeliest = LegalActions.trusted(
-            legal.actions[kept], legal.counts.clamp(max=k), legal.noop, distinct=True
-        )
-        return self._derive(likeliest, logits[kept])
+        order = _by_row(order, legal)
+        kept = order[places(legal.rows, legal.starts) < k].sort().values
+        counts = legal.counts.clamp(max=k)
+        best = LegalActions.trusted(legal.actions[kept], counts, legal.noop, distinct=True)
+        return self._derive(best, logits[kept])
 
     def __getitem__(self, rows: Any) -> LegalCategorical:
         """The distribution of some rows, chosen as in LegalActions.select."""
@@ -350,10 +307,9 @@ class LegalCategorical(OverLegalTuples):
 
     def _per_row(self, name: str, value: float | Tensor) -> Tensor:
         per_row = torch.as_tensor(value, dtype=self.logits.dtype, device=self.logits.device)
-        if per_row.shape not in (torch.Size(), self._batch_shape):
-            raise ValueError(
-                f"{name} must be a number or ({len(self.legal)},), got {tuple(per_row.shape)}"
-            )
+        if per_row.shape not in ((), self._batch_shape):
+            want = f"a number or ({len(self.legal)},)"
+            raise ValueError(f"{name} must be {want}, got {tuple(per_row.shape)}")
         return per_row.expand(self._batch_shape)
 
     def _merged(self) -> tuple[LegalActions, Tensor]:
@@ -402,12 +358,7 @@ class LegalCategorical(OverLegalTuples):
 
 
 def at_least_one(k: int) -> int:
-    """A number of tuples, as a Python int.
-
-    Raises:
-        TypeError: no whole number.
-        ValueError: below 1.
-    """
+    """A number of tuples as a Python int; TypeError: no whole number; ValueError: below 1."""
     if isinstance(k, bool) or not hasattr(k, "__index__"):
         raise TypeError(f"k must be a whole number, got {k!r}")
     k = operator.index(k)
@@ -417,12 +368,11 @@ def at_least_one(k: int) -> int:
 
 
 def draw(logits: Tensor, legal: LegalActions, shape: torch.Size) -> Tensor:
-    """Draws one listing a row by its log-probability (N,): (*S, B) positions in N.
+    """Draws one listing a row by its log-probability (N,): (*S, B) positions in N, which is not 0.
 
-    Inverse transform on whole numbers: each probability is cut to a multiple of 2**-40, so running
-    sums over the batch are exact in int64 and no row is less exact for standing late in it; beyond
-    4 million rows it is cut to as many bits fewer as the sums need. A listing of probability 0 is
-    never drawn. N must not be 0, and the positions of empty rows mean nothing.
+    Inverse transform on whole numbers: each probability is cut to a multiple of 2**-40, or beyond 4
+    million rows of what the sums have room for. So running sums over the batch are exact in int64,
+    also late in it. Probability 0 is never drawn. The positions of empty rows mean nothing.
     """
     bits = min(40, 62 - len(legal).bit_length())
     mass = (logits.exp() * 2.0**bits).to(torch.int64)
@@ -437,11 +387,11 @@ def draw(logits: Tensor, legal: LegalActions, shape: torch.Size) -> Tensor:
 
 
 def log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-softmax within rows.
+    """Log-softmax within rows, in float32 or better.
 
     Returns:
-        (N,) the scores in float32 or better, 0 without gradient in rows that have only -inf; (N,)
-        their log-softmax; (B,) sums of exponentials, NaN where a score is unsound.
+        (N,) the scores, 0 without gradient in rows that have only -inf; (N,) their log-softmax;
+        (B,) sums of exponentials, NaN where a score is unsound.
     """
     scores = wide(scores)
     top = row_max(scores.detach(), legal)
@@ -454,6 +404,11 @@ def log_softmax(scores: Tensor, legal: LegalActions) -> tuple[Tensor, Tensor, Te
     totals = empty.double().index_add(0, legal.rows, shifted.exp().double())
     sums = totals.log().to(shifted.dtype).index_select(0, legal.rows)
     return scores, shifted - sums, totals.detach()
+
+
+def _by_row(order: Tensor, legal: LegalActions) -> Tensor:
+    """An order of the listings (N,), sorted by row and within each row as it is."""
+    return order[legal.rows[order].argsort(stable=True)]
 
 
 def row_max(values: Tensor, legal: LegalActions) -> Tensor:
@@ -477,26 +432,19 @@ def _kl(p: LegalCategorical, q: LegalCategorical) -> Tensor:
     if legal is not other:
         log_q = log_q[_align(legal, other)]
     p_none, q_none = log_p == -torch.inf, log_q == -torch.inf
-    finite_p = log_p.masked_fill(p_none, 0.0)
-    finite_q = log_q.masked_fill(q_none, 0.0)
+    finite_p, finite_q = log_p.masked_fill(p_none, 0.0), log_q.masked_fill(q_none, 0.0)
     terms = (finite_p.exp() * (finite_p - finite_q)).masked_fill(p_none, 0.0)
     return row_sum(terms.masked_fill(q_none & ~p_none, torch.inf), legal)
 
 
 def _align(legal: LegalActions, other: LegalActions) -> Tensor:
     """(N,) where each tuple of ``legal`` stands in ``other``; both list distinct tuples."""
-    same_shape = legal.actions.shape == other.actions.shape
-    if same_shape and torch.equal(legal.counts, other.counts):
+    if torch.equal(legal.counts, other.counts) and legal.slots == other.slots:
         if torch.equal(legal.actions, other.actions):
             return torch.arange(len(legal.rows), device=legal.rows.device)
-        rows = torch.cat([legal.rows, other.rows]).unsqueeze(1)
-        both = torch.cat([rows, torch.cat([legal.actions, other.actions])], dim=1)
-        rank = torch.unique(both, dim=0, return_inverse=True)[1]
-        mine, theirs = rank[: len(legal.rows)], rank[len(legal.rows) :]
-        order = theirs.argsort()
-        if torch.equal(theirs[order], mine.sort().values):
-            found: Tensor = order[torch.searchsorted(theirs[order], mine)]
-            return found
+        mine, theirs = (_by_row(x.ids.argsort(), x) for x in (legal, other))
+        if torch.equal(legal.actions[mine], other.actions[theirs]):
+            return theirs[mine.argsort()]
     raise ValueError(
         f"KL needs two distributions over the same legal lists, got {legal} and {other} that differ"
     )

@@ -1,8 +1,7 @@
-"""Temperature and epsilon of a policy: their one owner, and what the latest rollout was drawn with.
+"""Temperature and epsilon of a policy, and what its latest rollout was drawn with.
 
-A rule keeps log-probs exact: draws in train mode are a rollout, draws in eval mode are not; an
-update raises unless all draws of the latest rollout were made at its settings. The first draw in
-train mode after an update begins a new rollout.
+Draws in train mode are a rollout; the first after an update begins a new one. So that log-probs are
+exact, an update raises unless all draws of the latest rollout were made at its settings.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from tcg_flatpolicy.distribution import TupleDistribution
 class Settings:
     """How a distribution explores: p^(1/temperature), then uniform with probability epsilon.
 
-    An object of its own for each call of :meth:`Exploration.set`. A compiled graph hands it on
-    without looking at its numbers, so it is compiled once for all of them.
+    A compiled graph hands it on without looking at its numbers, so it is compiled once for all.
     """
 
     temperature: float = 1.0
@@ -36,17 +34,17 @@ class Exploration(nn.Module):
     Attributes:
         settings: those that distributions are made with now.
         drawn: the settings of all draws of the latest rollout.
+        numbers: (2,) float32, the settings on the policy's device; no part of a checkpoint.
     """
 
     numbers: Tensor
-    """(2,) float32, the settings on the policy's device: no part of a checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()
         self.settings = Settings()
         self.drawn: set[Settings] = set()
         self._updated = False
-        self.register_buffer("numbers", torch.empty(2, dtype=torch.float32), persistent=False)
+        self.register_buffer("numbers", torch.empty(2), persistent=False)
         self.set()
 
     def set(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
@@ -61,10 +59,8 @@ class Exploration(nn.Module):
                 raise TypeError(f"{name} must be a number, got {value!r}")
         with np.errstate(over="ignore"):
             t, e = (float(np.float32(float(x))) for x in (temperature, epsilon))
-        if not 0 < t < float("inf"):
-            raise ValueError(
-                f"temperature must be positive and finite in float32, got {temperature}"
-            )
+        if not 0 < t < np.inf:
+            raise ValueError(f"temperature must be positive and finite in float32: {temperature}")
         if not 0 <= float(epsilon) <= 1:
             raise ValueError(f"epsilon must lie in 0..1, got {epsilon}")
         self.settings = Settings(t, e)
@@ -73,10 +69,11 @@ class Exploration(nn.Module):
         self._write()
 
     def _write(self) -> None:
-        # A new tensor: a graph that is still to run backward may hold the one before.
-        device = self.numbers.device
+        # A new tensor: a graph that is still to run backward may hold the one before. No inference
+        # tensor, wherever it is made: no graph could save it for its backward pass.
         values = [self.settings.temperature, self.settings.epsilon]
-        self.numbers = torch.tensor(values, dtype=torch.float32, device=device)
+        with torch.inference_mode(False):
+            self.numbers = torch.tensor(values, dtype=torch.float32, device=self.numbers.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Exploration:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -85,34 +82,29 @@ class Exploration(nn.Module):
 
     def explored(self, distribution: TupleDistribution) -> TupleDistribution:
         """A distribution with the settings applied."""
-        settings: tuple[Any, Any] = self.settings.temperature, self.settings.epsilon
-        if torch.compiler.is_compiling():
-            settings = self.numbers[0], self.numbers[1]
+        now, compiling = self.settings, torch.compiler.is_compiling()
+        numbers: Any = self.numbers if compiling else (now.temperature, now.epsilon)
         if self._tempers:
-            distribution = distribution.tempered(settings[0])
-        if self._smooths:
-            distribution = distribution.smoothed(settings[1])
-        return distribution
+            distribution = distribution.tempered(numbers[0])
+        return distribution.smoothed(numbers[1]) if self._smooths else distribution
 
     def drew(self, settings: Settings) -> None:
-        """Is told that a distribution of these settings was drawn from in train mode."""
+        """A distribution of these settings was drawn from in train mode."""
         if self._updated:
             self.drawn, self._updated = set(), False
         self.drawn.add(settings)
 
     def check_update(self, settings: Settings) -> None:
-        """Is told that an update asks a distribution of these settings for a log-prob.
+        """An update asks a distribution of these settings for a log-prob.
 
         Raises:
             RuntimeError: a draw of the latest rollout was made at other settings.
         """
         self._updated = True
-        for drawn in self.drawn:
-            if drawn != settings:
-                raise RuntimeError(
-                    "exploration was changed between rollout and update: tuples were drawn at "
-                    f"(temperature, epsilon) = {drawn.temperature, drawn.epsilon}, the update is "
-                    f"at {settings.temperature, settings.epsilon}, so their log-probs would be of "
-                    "another distribution; call explore() before a rollout, draw for an "
-                    "evaluation in eval mode (policy.eval()), and imitate by policy.distribution()"
-                )
+        for drawn in self.drawn - {settings}:
+            raise RuntimeError(
+                "exploration was changed between rollout and update: tuples were drawn at "
+                f"(temperature, epsilon) = {drawn.temperature, drawn.epsilon}, the update is at "
+                f"{settings.temperature, settings.epsilon}; call explore() before a rollout, draw "
+                "for an evaluation in policy.eval(), and imitate by policy.distribution()"
+            )

@@ -20,19 +20,20 @@ from tcg_flatpolicy.packing import number, pack, places, ravel
 from tcg_flatpolicy.spec import ActionSpec
 
 MASK_BYTES = 2**31
-"""Of the largest mask that :meth:`LegalActions.to_mask` makes: more is rarely meant, and a batch of
-lists that long would not have been packed."""
+"""Of the largest mask that :meth:`LegalActions.to_mask` makes: more is rarely meant."""
 
 
 class LegalActions:
     """The legal tuples of each of B rows, laid end to end.
 
-    What is given is copied, so that a later write to it changes nothing here.
+    Actions, counts and no-op may be of any integer dtype. They are copied to int64.
 
-    Args:
-        actions: (N, H) integers, the tuples of row 0, then those of row 1, ...
-        counts: (B,) integers, how many of them belong to each row; zeros allowed.
-        noop: (H,) integers, what a row without a legal action plays; zeros if left out.
+    Attributes:
+        actions: (N, H) int64, the tuples of row 0, then those of row 1, ...
+        counts: (B,) int64, how many of them belong to each row; zeros allowed.
+        noop: (H,) int64, what a row without a legal action plays; zeros if left out.
+        rows: (N,) int64, the row of each tuple, ascending.
+        starts: (B,) int64, where each row's tuples begin in ``actions``.
 
     Raises:
         TypeError: not integer tensors.
@@ -40,49 +41,31 @@ class LegalActions:
             do not sum to N.
     """
 
-    actions: Tensor
-    """(N, H) int64: the legal tuples, packed by row."""
-    counts: Tensor
-    """(B,) int64: number of legal tuples of each row."""
-    noop: Tensor
-    """(H,) int64: what a row without a legal action plays."""
-    rows: Tensor
-    """(N,) int64: the row of each legal tuple, ascending."""
-    starts: Tensor
-    """(B,) int64: where each row's tuples begin in ``actions``."""
-
     def __init__(self, actions: Tensor, counts: Tensor, noop: Tensor | None = None) -> None:
         _check_integer("actions", actions)
         if actions.ndim != 2 or actions.shape[1] < 1:
             raise ValueError(f"actions must be (N, 1 + slots), got {tuple(actions.shape)}")
         owned = _own_counts(counts, len(actions), "the number of actions")
         if int(owned.sum()) != len(actions):
-            raise ValueError(
-                f"counts sum to {int(owned.sum())}, but there are {len(actions)} actions"
-            )
+            raise ValueError(f"counts sum to {owned.sum()}, but there are {len(actions)} actions")
         if noop is None:
             noop = torch.zeros(actions.shape[1], dtype=torch.int64)
         noop = torch.as_tensor(noop)
         _check_integer("noop", noop)
         if noop.shape != actions.shape[1:]:
             raise ValueError(f"noop must be ({actions.shape[1]},), got {tuple(noop.shape)}")
-        own_noop = noop.to(actions.device, torch.int64)
-        if (own_noop < 0).any():
+        self.noop = noop.to(actions.device, torch.int64, copy=True)
+        if (self.noop < 0).any():
             raise ValueError(f"noop {tuple(noop.tolist())} must lie in 0..{2**63 - 1}")
-        self._set(actions.to(torch.int64, copy=True), owned, own_noop)
-        self.check_not_negative(actions)
-
-    def _set(
-        self,
-        actions: Tensor,
-        counts: Tensor,
-        noop: Tensor,
-        packing: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self.actions = actions
-        self.counts = counts
-        self.noop = noop.clone()
-        self.rows, self.starts = packing or pack(counts, len(actions))
+        self.actions, self.counts = actions.to(torch.int64, copy=True), owned
+        self.rows, self.starts = pack(owned, len(actions))
+        if len(actions) and self.actions.min() < 0:
+            n, slot = (self.actions < 0).nonzero()[0].tolist()
+            action = tuple(actions[n].tolist())
+            problem = "negative" if action[slot] < 0 else "beyond int64"
+            raise ValueError(
+                f"row {int(self.rows[n])}: action {action} is {problem} in slot {slot}"
+            )
 
     @classmethod
     def trusted(
@@ -94,20 +77,21 @@ class LegalActions:
         distinct: bool = False,
         packing: tuple[Tensor, Tensor] | None = None,
     ) -> LegalActions:
-        """Without the checks of the constructor, for a caller that has made them.
+        """Of int64 tensors, without the checks of the constructor: for a caller that has made them.
 
-        The tensors are kept, except for the no-op, which is copied: nobody may write to them later.
+        Only the no-op is copied: nobody may write to the other tensors later.
 
         Args:
-            actions: (N, H) int64, none negative.
-            counts: (B,) int64, summing to N.
-            noop: (H,) int64.
+            actions: (N, H), none negative.
+            counts: (B,), summing to N.
+            noop: (H,).
             sizes: a bound on each of the H values, exclusive, where the caller knows one.
             distinct: the caller knows that no row lists a tuple twice.
             packing: (rows, starts) as they follow from the counts, where the caller has them.
         """
         legal = cls.__new__(cls)
-        legal._set(actions, counts, noop, packing)
+        legal.actions, legal.counts, legal.noop = actions, counts, noop.clone()
+        legal.rows, legal.starts = packing or pack(counts, len(actions))
         if sizes is not None:
             legal.__dict__["sizes"] = [int(size) for size in sizes]
         if distinct:
@@ -121,17 +105,14 @@ class LegalActions:
         slots: int | None = None,
         noop: Sequence[int] | None = None,
     ) -> LegalActions:
-        """From one list of tuples a row.
+        """From one list a row of tuples of ``1 + slots`` whole numbers; empty lists allowed.
 
-        Args:
-            lists: B lists of tuples of ``1 + slots`` whole numbers; empty lists allowed.
-            slots: may be left out when some tuple, or ``noop``, shows it.
-            noop: tuple of ``1 + slots`` values; zeros if left out.
+        The slots may be left out when some tuple, or the no-op, shows them.
 
         Raises:
-            TypeError: naming the row: something else than a list of tuples of whole numbers.
-            ValueError: a tuple of another length, a value that is negative or beyond int64, or an
-                unknown ``slots``.
+            TypeError: naming the row: no list of tuples of whole numbers.
+            ValueError: naming the row: a tuple of another length, a value that is negative or
+                beyond int64; or nothing shows the slots.
         """
         width = None if slots is None else 1 + slots
         flat: list[tuple[int, ...]] = []
@@ -160,12 +141,9 @@ class LegalActions:
         counts: Tensor | npt.NDArray[np.integer],
         noop: Tensor | None = None,
     ) -> LegalActions:
-        """From a padded array, of which the first ``counts[b]`` tuples of row b are legal.
+        """From (B, K, H) integers, of which the first ``counts[b]``, 0 to K, of row b are legal.
 
-        Args:
-            actions: (B, K, H) integers; what stands in the padding does not matter.
-            counts: (B,) integers, 0 to K.
-            noop: (H,) integers; zeros if left out.
+        What stands in the padding does not matter.
 
         Raises:
             TypeError: not integers.
@@ -174,35 +152,33 @@ class LegalActions:
         """
         actions, counts = as_tensor(actions), as_tensor(counts)
         _check_integer("actions", actions)
-        _check_integer("counts", counts)
         if actions.ndim != 3 or counts.shape != actions.shape[:1]:
             raise ValueError(
                 f"actions must be (B, K, H) and counts (B,), got {tuple(actions.shape)} and "
                 f"{tuple(counts.shape)}"
             )
-        padding = actions.shape[1]
-        counts = _own_counts(counts, padding, "the padded length")
+        counts = _own_counts(counts, actions.shape[1], "the padded length")
         rows, starts = pack(counts)
-        flat = actions.reshape(-1, actions.shape[2])
-        # Not flat[...]: torch 2.4 cannot do that with all unsigned integers.
-        return cls(flat.index_select(0, rows * padding + places(rows, starts)), counts, noop)
+        at = rows * actions.shape[1] + places(rows, starts)
+        # Not [at]: torch 2.4 cannot do that with all unsigned integers.
+        return cls(actions.flatten(0, 1).index_select(0, at), counts, noop)
 
     @classmethod
     def from_mask(cls, mask: Tensor | npt.NDArray[np.bool_], spec: ActionSpec) -> LegalActions:
         """From a flat mask over all tuple ids: (B, prod(nvec)) bool, ids as ``spec.ravel``.
 
+        An id that is set but no tuple of the spec's roles is left to :meth:`validate`.
+
         Raises:
             TypeError: not bool.
-            ValueError: another number of columns than the spec has ids. An id that is set but no
-                tuple of the spec's roles is left to :meth:`validate`.
+            ValueError: another number of columns than the spec has ids.
         """
-        mask = as_tensor(mask)
+        mask, sizes = as_tensor(mask), spec.nvec.tolist()
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")
-        sizes = spec.nvec.tolist()
         if mask.ndim != 2 or mask.shape[1] != math.prod(sizes):
             raise ValueError(f"mask must be (B, {math.prod(sizes)}), got {tuple(mask.shape)}")
-        _, ids = mask.nonzero(as_tuple=True)
+        ids = mask.nonzero()[:, 1]
         noop = torch.tensor(spec.noop, device=mask.device)
         return cls.trusted(spec.unravel(ids), mask.sum(1), noop, sizes, distinct=True)
 
@@ -215,9 +191,8 @@ class LegalActions:
         ids = math.prod(spec.nvec.tolist())
         if len(self) * ids > MASK_BYTES:
             raise ValueError(
-                f"a mask of {len(self)} rows by {ids} ids takes {len(self) * ids} bytes, above "
-                f"{MASK_BYTES}: take fewer rows at once (legal[rows]), or ask contains, "
-                "prefix_mask or head_masks"
+                f"a mask of {len(self)} rows by {ids} ids takes more than {MASK_BYTES} bytes: take "
+                "fewer rows at once (legal[rows]), or ask contains, prefix_mask or head_masks"
             )
         mask = torch.zeros(len(self), ids, dtype=torch.bool, device=self.actions.device)
         mask[self.rows, spec.ravel(self.actions)] = True
@@ -234,7 +209,7 @@ class LegalActions:
         return self._some(*(x.to(device) for x in (self.actions, self.counts, self.noop)))
 
     def _some(self, actions: Tensor, counts: Tensor, noop: Tensor) -> LegalActions:
-        """Some of these tuples, none more often than here, with what is known of them."""
+        """Some of each row's tuples, none more often than here, with what is known of them."""
         sizes = self.__dict__.get("sizes")
         return LegalActions.trusted(actions, counts, noop, sizes, self.known_distinct)
 
@@ -248,17 +223,13 @@ class LegalActions:
         return self.select(rows)[0]
 
     def select(self, rows: Tensor | slice) -> tuple[LegalActions, Tensor, Tensor]:
-        """The lists of R rows.
-
-        Args:
-            rows: (B,) bool, (R,) integers (any order, repeats allowed), or a slice.
+        """The lists of R rows, by (B,) bool, (R,) integers (any order, with repeats) or a slice.
 
         Returns:
-            The lists; (n,) int64, where each of their tuples stands in ``actions``; (R,) int64, the
-            rows.
+            Them; (n,) int64, where each tuple stands in ``actions``; (R,) int64, the rows.
 
         Raises:
-            TypeError: anything else.
+            TypeError: rows of another kind.
             IndexError: a mask of another length, or a row that there is not.
         """
         every = torch.arange(len(self), device=self.rows.device)
@@ -287,21 +258,14 @@ class LegalActions:
     def contains(self, actions: Tensor) -> Tensor:
         """Whether each row lists the action; an empty row contains only the no-op.
 
-        Args:
-            actions: (*S, B, H), any integer or whole-float dtype.
-
-        Returns:
-            (*S, B) bool.
+        (*S, B, H) of any integer or whole-float dtype -> (*S, B) bool.
         """
         actions = self.whole(actions)
         is_noop = (self.counts == 0) & (actions == self.noop).all(-1)
         return is_noop | (self.find(actions) >= 0)
 
     def find(self, actions: Tensor) -> Tensor:
-        """Where each row lists an action: (*S, B, H) int64 -> (*S, B) position in N, or -1.
-
-        Of an action that is listed more than once, one of the positions.
-        """
+        """Where each row lists an action: (*S, B, H) int64 -> (*S, B), a position in N or -1."""
         if math.prod(self.sizes) < 2**63:
             ids = ravel(actions, self.sizes)
             outside = (actions < 0) | (actions >= torch.tensor(self.sizes, device=actions.device))
@@ -309,10 +273,8 @@ class LegalActions:
                 ids = ids.masked_fill(outside.any(-1), -1)
             same = ids.index_select(-1, self.rows) == self.ids
         else:
-            columns = zip(actions.unbind(-1), self.actions.unbind(1), strict=True)
-            same = reduce(
-                torch.logical_and, (a.index_select(-1, self.rows) == b for a, b in columns)
-            )
+            pairs = zip(actions.unbind(-1), self.actions.unbind(1), strict=True)
+            same = reduce(operator.and_, (a.index_select(-1, self.rows) == b for a, b in pairs))
         hits = same.nonzero(as_tuple=True)
         found = torch.full(actions.shape[:-1], -1, dtype=torch.int64, device=actions.device)
         found[(*hits[:-1], self.rows[hits[-1]])] = hits[-1]
@@ -327,11 +289,9 @@ class LegalActions:
             TypeError: bool or complex.
             ValueError: not (*S, B, H).
         """
-        if actions.shape[-2:] != (len(self), self.actions.shape[1]):
-            raise ValueError(
-                f"actions must be (*, {len(self)}, {self.actions.shape[1]}), "
-                f"got {tuple(actions.shape)}"
-            )
+        batch, width, shape = len(self), self.actions.shape[1], tuple(actions.shape)
+        if shape[-2:] != (batch, width):
+            raise ValueError(f"actions must be (*, {batch}, {width}), got {shape}")
         if actions.dtype == torch.bool or actions.is_complex():
             raise TypeError(f"actions must be whole numbers, got {actions.dtype}")
         if actions.is_floating_point():
@@ -339,26 +299,20 @@ class LegalActions:
         return actions.to(torch.int64)
 
     def prefix_mask(self, prefix: Tensor, size: int) -> Tensor:
-        """Which values of the next slot continue a legal tuple.
+        """Which values of slot j continue a legal tuple; an empty row continues only the no-op.
 
-        Args:
-            prefix: (B, j) integers, the first j values of each row's tuple, 0 <= j < H.
-            size: number of values of slot j.
-
-        Returns:
-            (B, size) bool; an empty row continues only the no-op.
+        (B, j) integers, the first j values of each row's tuple, 0 <= j < H -> (B, size) bool.
 
         Raises:
-            ValueError: a prefix of another shape, or a legal value not below ``size``.
+            TypeError: no integers.
+            ValueError: a prefix of another shape, or a value of a legal tuple, or of the no-op of
+                an empty row, that is not below ``size``.
         """
         _check_integer("prefix", prefix)
-        if prefix.ndim != 2 or len(prefix) != len(self) or prefix.shape[1] >= self.actions.shape[1]:
-            raise ValueError(
-                f"prefix must be ({len(self)}, j) with j < {self.actions.shape[1]}, "
-                f"got {tuple(prefix.shape)}"
-            )
-        prefix = prefix.to(torch.int64)
-        slot = prefix.shape[1]
+        batch, width, shape = len(self), self.actions.shape[1], tuple(prefix.shape)
+        if len(shape) != 2 or shape[0] != batch or shape[1] >= width:
+            raise ValueError(f"prefix must be ({batch}, j) with j < {width}, got {shape}")
+        prefix, slot = prefix.to(torch.int64), prefix.shape[1]
         follows = (prefix.index_select(0, self.rows) == self.actions[:, :slot]).all(1)
         idle = (self.counts == 0) & (prefix == self.noop[:slot]).all(1)
         return self._mask(slot, size, follows, idle)
@@ -366,28 +320,25 @@ class LegalActions:
     def head_masks(self, nvec: Sequence[int]) -> list[Tensor]:
         """The marginals, one (B, nvec[j]) bool a slot: which values appear in some legal tuple.
 
-        An empty row shows only the no-op. Combinations of marginally legal values need not be
-        legal: this is for comparison.
+        An empty row shows only the no-op. For comparison: combinations need not be legal.
 
         Raises:
-            ValueError: another number of sizes than slots, or a legal value not below its size.
+            ValueError: another number of sizes than slots, or a value not below its size.
         """
-        if len(nvec) != self.actions.shape[1]:
-            raise ValueError(
-                f"nvec has {len(nvec)} sizes, tuples have {self.actions.shape[1]} values"
-            )
+        if len(nvec) != self.slots + 1:
+            raise ValueError(f"nvec has {len(nvec)} sizes, tuples have {self.slots + 1} values")
         every, empty = torch.ones_like(self.rows, dtype=torch.bool), self.counts == 0
         return [self._mask(slot, int(size), every, empty) for slot, size in enumerate(nvec)]
 
     def _mask(self, slot: int, size: int, of: Tensor, idle: Tensor) -> Tensor:
         """(B, size) bool: a slot's values of some tuples (N,) bool, the no-op's of rows (B,)."""
-        values = self.actions[:, slot]
-        largest = int(torch.cat([values, self.noop[slot : slot + 1]]).amax())
-        if largest >= size:
-            raise ValueError(f"slot {slot} holds value {largest}, not below its size {size}")
+        values, noop = self.actions[:, slot], self.noop[slot].expand(len(self))
+        played = torch.cat([values, noop[self.counts == 0]])
+        if (played >= size).any():
+            raise ValueError(f"slot {slot} holds value {played.amax()}, not below its size {size}")
         mask = torch.zeros(len(self), size, dtype=torch.bool, device=values.device)
         mask[self.rows[of], values[of]] = True
-        mask[idle, self.noop[slot]] = True
+        mask[idle, noop[idle]] = True
         return mask
 
     def validate(self, spec: ActionSpec) -> None:
@@ -398,37 +349,15 @@ class LegalActions:
         """
         if self.slots != spec.slots:
             raise ValueError(f"tuples have {self.slots} slots, the spec has {spec.slots}")
-        if not self.actions.numel():
-            return
-        primaries = self.actions[:, 0]
         limits = torch.as_tensor(spec.limits, device=self.actions.device)
-        if (
-            self.actions.min() >= 0
-            and primaries.amax() < len(limits)
-            and not (self.actions >= limits.index_select(0, primaries)).any()
-        ):
-            return
-        for n, action in enumerate(self.actions.tolist()):
-            problem = spec.explain(action)
-            if problem is not None:
-                row = int(self.rows[n])
-                raise ValueError(
-                    f"row {row}: legal tuple {n - int(self.starts[row])} is {tuple(action)}; "
-                    f"{problem}"
-                )
-
-    def check_not_negative(self, given: Tensor | None = None) -> None:
-        """Checks the values of all tuples; ``given`` is what became of int64, if it was another.
-
-        Raises:
-            ValueError: naming the row, the tuple and the slot.
-        """
-        if self.actions.numel() and self.actions.min() < 0:
-            n, slot = (self.actions < 0).nonzero()[0].tolist()
-            action = tuple((self.actions if given is None else given)[n].tolist())
-            problem = "negative" if action[slot] < 0 else "beyond int64"
+        known = self.actions[:, 0].clamp(0, len(limits) - 1)
+        wrong = (self.actions < 0) | (self.actions >= limits.index_select(0, known))
+        if wrong.any():
+            n = int(wrong.any(1).nonzero()[0])
+            row, action = int(self.rows[n]), self.actions[n].tolist()
+            place = n - int(self.starts[row])
             raise ValueError(
-                f"row {int(self.rows[n])}: action {action} is {problem} in slot {slot}"
+                f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"
             )
 
     @cached_property
@@ -466,10 +395,7 @@ class LegalActions:
         at = torch.empty_like(order)
         at[order] = position[order[first]][first.cumsum(0) - 1]
         counts = torch.zeros_like(self.counts).index_add_(0, self.rows, keep.to(torch.int64))
-        kept = LegalActions.trusted(
-            self.actions[keep], counts, self.noop, self.sizes, distinct=True
-        )
-        return kept, at
+        return LegalActions.trusted(self.actions[keep], counts, self.noop, self.sizes, True), at
 
     def distinct(self) -> LegalActions:
         """The same rows with each tuple listed once, in the order of first listing."""
@@ -486,9 +412,6 @@ def as_tensor(values: Tensor | npt.NDArray[Any]) -> Tensor:
     return torch.as_tensor(values)
 
 
-_as_tensor = as_tensor  # the old name, until verify/adapters.py uses the new one
-
-
 def _check_integer(name: str, values: Tensor) -> None:
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be an integer tensor, got {type(values).__name__}")
@@ -497,7 +420,7 @@ def _check_integer(name: str, values: Tensor) -> None:
 
 
 def _own_counts(given: Tensor, most: int, what: str) -> Tensor:
-    """(B,) integers as int64 of their own memory, each checked to lie in 0..most."""
+    """(B,) integers, each checked to lie in 0..most, as int64 of their own memory."""
     _check_integer("counts", given)
     if given.ndim != 1:
         raise ValueError(f"counts must be (B,), got {tuple(given.shape)}")

@@ -1,8 +1,8 @@
 """What a policy remembers between steps, behind one interface: nothing, or an LSTM's state.
 
-A memory is called with hidden (S, T, D), what it carried so far or None at the start, and, where
-the environment tells, which steps are a game's first: there it forgets. It returns the hidden after
-remembering, (S, T, D), and what it carries on. Shapes: S segments, T steps, D hidden size.
+A memory takes hidden (S, T, D), what it carried so far (None at the start) and which steps are a
+game's first, where it forgets (None if unknown). It gives the hidden after remembering, (S, T, D),
+and what it carries on. Shapes: S segments, T steps, D hidden size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from tcg_flatpolicy.operators import Operator
 
 Carried = tuple[Tensor, ...]
 """(S, D) each; () of a memory that remembers nothing."""
+NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+"""Of the parameters of an LSTM, as torch.nn.LSTM has them."""
 
 
 def no_memory(
@@ -24,13 +26,10 @@ def no_memory(
 
 
 class LSTM(nn.Module):
-    """One LSTM layer over steps, by the names and formulas of torch.nn.LSTM(D, D).
+    """One LSTM layer over steps, by the names and formulas of torch.nn.LSTM(size, size).
 
-    Not an nn.LSTM, which torch.compile refuses to look into. One over steps of which some are a
-    game's first, and one in a compiled graph, is a single operator.
-
-    Args:
-        size: D.
+    Not an nn.LSTM, which torch.compile refuses to look into. A call with first steps, or in a
+    compiled graph, is a single operator.
     """
 
     def __init__(self, size: int) -> None:
@@ -51,8 +50,7 @@ class LSTM(nn.Module):
             ValueError: more than one layer, two directions, a projection, no biases, or another
                 input than hidden size.
         """
-        names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
-        if [n for n, _ in lstm.named_parameters()] != names or lstm.input_size != lstm.hidden_size:
+        if [n for n, _ in lstm.named_parameters()] != NAMES or lstm.input_size != lstm.hidden_size:
             raise ValueError(
                 f"{lstm} must be one layer in one direction with biases, whose input is as wide as "
                 f"its state: nn.LSTM({lstm.input_size}, {lstm.input_size})"
@@ -60,32 +58,22 @@ class LSTM(nn.Module):
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.input_size = made.hidden_size = lstm.hidden_size
-        for name in names:
+        for name in NAMES:
             setattr(made, name, getattr(lstm, name))
         return made
 
     def forward(
         self, hidden: Tensor, carried: Carried | None = None, first: Tensor | None = None
     ) -> tuple[Tensor, Carried]:
-        """One step or more.
+        """One step or more: hidden (S, T, D) -> (S, T, D), and (h, c) after the last step.
 
         Args:
-            hidden: (S, T, D).
             carried: (h, c), each (S, D); zeros if None.
             first: (S, T) bool, where h and c are zeros before the step.
-
-        Returns:
-            (S, T, D), and (h, c) after the last step.
         """
-        weights: list[Tensor] = [
-            self.weight_ih_l0,
-            self.weight_hh_l0,
-            self.bias_ih_l0,
-            self.bias_hh_l0,
-        ]
+        weights: list[Tensor] = [getattr(self, name) for name in NAMES]
         if carried is None:
-            zeros = hidden.new_zeros(hidden.shape[0], self.hidden_size)
-            carried = zeros, zeros
+            carried = (hidden.new_zeros(hidden.shape[0], self.hidden_size),) * 2
         in_time = hidden.transpose(0, 1)
         dtype, device = weights[0].dtype, in_time.device.type
         if torch.is_autocast_enabled(device):
@@ -95,9 +83,8 @@ class LSTM(nn.Module):
         exact = device != "cpu" or dtype in (torch.float32, torch.float64)
         if first is None and exact and not torch.compiler.is_compiling():
             state = [one.to(hidden.dtype).unsqueeze(0) for one in carried]
-            output, h, c = torch.lstm(
-                in_time, state, weights, True, 1, 0.0, self.training, False, False
-            )
+            options = True, 1, 0.0, self.training, False, False
+            output, h, c = torch.lstm(in_time, state, weights, *options)
             return output.transpose(0, 1), (h.squeeze(0), c.squeeze(0))
         floats = [one.to(dtype) for one in (in_time, *carried, *weights)]
         keep = torch.ones_like(in_time[..., :1]) if first is None else ~first.t().unsqueeze(2)

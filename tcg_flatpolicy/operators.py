@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import custom_op
+
+Forward = Callable[[list[Tensor], list[Tensor], list[int]], list[Tensor]]
+Backward = Callable[[Tensor, list[Tensor], list[Tensor], list[int], list[Tensor]], list[Tensor]]
 
 
 class Operator:
@@ -26,25 +30,16 @@ class Operator:
         fake: (floats, others, sizes) -> tensors of the shapes and dtypes that forward gives.
     """
 
-    def __init__(
-        self,
-        name: str,
-        forward: Callable[[list[Tensor], list[Tensor], list[int]], list[Tensor]],
-        backward: Callable[
-            [Tensor, list[Tensor], list[Tensor], list[int], list[Tensor]], list[Tensor]
-        ],
-        fake: Callable[[list[Tensor], list[Tensor], list[int]], list[Tensor]],
-    ) -> None:
+    def __init__(self, name: str, forward: Forward, backward: Backward, fake: Forward) -> None:
         self.forward, self.backward = forward, backward
         inputs = "Tensor[] floats, Tensor[] others, SymInt[] sizes"
-        self.op = torch.library.custom_op(
-            f"tcg_flatpolicy::{name}",
-            forward,
-            mutates_args=(),
-            schema=f"({inputs}) -> Tensor[]",
-        )
+        name = f"tcg_flatpolicy::{name}"
+        self.op = custom_op(name, forward, mutates_args=(), schema=f"({inputs}) -> Tensor[]")
+        self.op.register_fake(fake)
+        with_grad = f"(Tensor grad, {inputs}, Tensor[] saved) -> Tensor[]"
 
-        def apart(grad: Tensor, *given: Any) -> list[Tensor]:
+        @custom_op(f"{name}_backward", mutates_args=(), schema=with_grad)
+        def backward_op(grad: Tensor, *given: Any) -> list[Tensor]:
             """The gradients in memory of their own, as an operator's results must be."""
             memory = grad.untyped_storage().data_ptr()
             return [
@@ -52,14 +47,9 @@ class Operator:
                 for one in backward(grad, *given)
             ]
 
-        backward_op = torch.library.custom_op(
-            f"tcg_flatpolicy::{name}_backward",
-            apart,
-            mutates_args=(),
-            schema=f"(Tensor grad, {inputs}, Tensor[] saved) -> Tensor[]",
-        )
-        self.op.register_fake(fake)
-        backward_op.register_fake(_like_floats)
+        @backward_op.register_fake
+        def _(grad: Tensor, floats: list[Tensor], *rest: Any) -> list[Tensor]:
+            return [one.new_empty(one.shape) for one in floats]
 
         def remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
             floats, others, sizes = inputs
@@ -124,12 +114,6 @@ def _split(
     floats, others = counts
     end = floats + others
     return list(tensors[:floats]), list(tensors[floats:end]), list(tensors[end:])
-
-
-def _like_floats(
-    grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
-) -> list[Tensor]:
-    return [one.new_empty(one.shape) for one in floats]
 
 
 def wide(values: Tensor) -> Tensor:

@@ -15,14 +15,9 @@ TABLE = 16
 
 
 def pack(counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
-    """Where packed items belong.
+    """Counts (B,) int64 -> (N,) int64 the row of each item, (B,) int64 where each row begins.
 
-    Args:
-        counts: (B,) int64, items of each row.
-        total: N; the sum of the counts if left out, for which a GPU is waited for.
-
-    Returns:
-        rows (N,) int64, the row of each item, ascending; starts (B,) int64, where each row begins.
+    Without ``total``, N, the counts are summed, for which a GPU is waited for.
     """
     total = int(counts.sum()) if total is None else total
     return torch.repeat_interleave(counts, output_size=total), counts.cumsum(0) - counts
@@ -36,21 +31,16 @@ def places(rows: Tensor, starts: Tensor) -> Tensor:
 def ravel(columns: Tensor, sizes: Sequence[int]) -> Tensor:
     """Mixed radix: (..., H) int64 below ``sizes`` (H,) -> (...,) int64, the last running fastest.
 
-    The product of the sizes must be below 2**63; :func:`number` does without that.
+    The product of the sizes must be below 2**63; :func:`number` takes any.
     """
     return number(columns.unbind(-1), sizes)[0]
 
 
 def number(columns: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, int]:
-    """One number for each item: equal where all columns are, in lexicographic order.
+    """One number for each item, equal where all columns are, in lexicographic order; their bound.
 
-    Args:
-        columns: H of (n,) int64, 0 to their size - 1.
-        sizes: (H,) of any product. Below 2**63 the numbers are those of :func:`ravel`; else they
-            are made of ranks.
-
-    Returns:
-        (n,) int64; the exclusive bound on them.
+    H columns (n,) int64 below ``sizes`` (H,) -> (n,) int64 and an exclusive bound on them. A
+    product of the sizes below 2**63 gives mixed radix, any other gives ranks.
     """
     numbers, bound = columns[0], sizes[0]
     for column, size in zip(columns[1:], sizes[1:], strict=True):
@@ -66,14 +56,9 @@ def number(columns: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, int
 
 
 def distinct(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """Each number once.
+    """Each of (n,) int64 numbers 0 to ``bound`` - 1 once, (m,) ascending; (n,) places among them.
 
-    Args:
-        numbers: (n,) int64, 0 to ``bound`` - 1.
-        bound: the cost does not grow with it once it is far above n.
-
-    Returns:
-        (m,) the distinct numbers, ascending; (n,) int64, the place of each number among them.
+    The cost does not grow with the bound once it is far above n.
     """
     if bound > TABLE * len(numbers):
         found, place = torch.unique(numbers, return_inverse=True)
@@ -86,7 +71,7 @@ def distinct(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
 
 
 def counted(numbers: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """As :func:`distinct`; in the place of the places, (m,) int64, how often each number stands."""
+    """Each number once, as :func:`distinct`; (m,) int64, how often each stands."""
     if bound > TABLE * len(numbers):
         found, counts = torch.unique(numbers, return_counts=True)
         return found, counts

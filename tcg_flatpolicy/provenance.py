@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -27,9 +28,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def provenance() -> dict[str, Any]:
     """Versions, machine and command, as plain values, to be saved beside a result."""
-    versions = {"python": platform.python_version()}
-    for package in ("tcg_flatpolicy", "torch", "numpy", "gymnasium", "essence-wars"):
-        versions[package] = _version(package)
+    packages = ("tcg_flatpolicy", "torch", "numpy", "gymnasium", "essence-wars")
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
     puffer = [name for name in ("pufferlib-core", "pufferlib") if _version(name) != "not installed"]
     versions["pufferlib"] = ", ".join(f"{name} {_version(name)}" for name in puffer)
     return {
@@ -46,17 +46,14 @@ def provenance() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return "not installed"
 
 
 def _processor() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

@@ -6,8 +6,10 @@ in a tuple; at each slot G prefixes (of the slots before) and n choices (values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,7 +39,7 @@ class Conditionals(Protocol):
         choices: LegalActions,
         behind: Tensor,
     ) -> Tensor:
-        """Logits of the values that continue each prefix.
+        """Logits (n,), floats, of the values that continue each prefix.
 
         Args:
             slot: 0 for the primary, then 1 .. H-1.
@@ -46,9 +48,6 @@ class Conditionals(Protocol):
             primaries: (G,) int64, the first value of each prefix; zeros for slot 0.
             choices: of G rows, n tuples of one value each.
             behind: (n,) int64, how many legal tuples go on with each choice, at least 1.
-
-        Returns:
-            (n,) floats.
         """
 
     def extend(
@@ -86,7 +85,7 @@ class LegalAutoregressive(OverLegalTuples):
 
     Raises:
         ValueError: tuples of another length than sizes, or with a value that is not below its
-            size. NaN and +inf logits raise in sample, log_prob, entropy and what builds on them.
+            size. NaN and +inf logits raise UnsoundScore in whatever looks at them.
     """
 
     def __init__(
@@ -113,9 +112,7 @@ class LegalAutoregressive(OverLegalTuples):
         self._sizes = sizes
         self._path: _Path | None = None  # the last one
         self._enumerated: tuple[LegalCategorical, bool] | None = None  # and whether it has a graph
-        super().__init__(
-            torch.Size([len(legal)]), legal.actions.shape[1:], validate_args=validate_args
-        )
+        super().__init__(torch.Size([len(legal)]), legal.actions.shape[1:], validate_args)
 
     @property
     def mode(self) -> Tensor:
@@ -125,11 +122,7 @@ class LegalAutoregressive(OverLegalTuples):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws tuples: sample_shape S -> (*S, B, H) int64, value by value for S = ().
-
-        Raises:
-            ValueError: a NaN or +inf logit.
-        """
+        """Draws tuples: sample_shape S -> (*S, B, H) int64, value by value for S = ()."""
         self._draws()
         if torch.Size(sample_shape):
             return self.enumerated().sample(sample_shape)
@@ -138,15 +131,10 @@ class LegalAutoregressive(OverLegalTuples):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of tuples by the same conditionals; -inf for one that is not listed.
 
-        Args:
-            value: (*S, B, H), any integer or whole-float dtype.
-
-        Returns:
-            (*S, B) float32 or better.
+        (*S, B, H) of any integer or whole-float dtype -> (*S, B) in float32 or better.
 
         Raises:
-            ValueError: a wrong shape, a NaN or +inf logit, or (under validate_args) a value that is
-                no whole number.
+            ValueError: a wrong shape or, under validate_args, a value that is no whole number.
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -156,11 +144,7 @@ class LegalAutoregressive(OverLegalTuples):
         return self._along(value).log_prob
 
     def entropy(self) -> Tensor:
-        """(B,) entropy in nats, exact, by enumeration of the legal lists.
-
-        Raises:
-            ValueError: a NaN or +inf logit.
-        """
+        """(B,) entropy in nats, exact, by enumeration of the legal lists."""
         return self.enumerated().entropy()
 
     def path_entropy(self, value: Tensor) -> Tensor:
@@ -172,7 +156,7 @@ class LegalAutoregressive(OverLegalTuples):
         on average, since it leaves out how the path itself depends on the parameters.
 
         Raises:
-            ValueError: a wrong shape, or a NaN or +inf logit.
+            ValueError: a wrong shape.
         """
         value = self.legal.whole(value)
         if value.ndim != 2:
@@ -180,25 +164,27 @@ class LegalAutoregressive(OverLegalTuples):
         return self._along(value).entropy
 
     def tempered(self, temperature: float | Tensor) -> LegalCategorical:
-        """p(a)^(1/t) of whole tuples, as LegalCategorical.tempered, by enumeration."""
+        """As LegalCategorical's, of whole tuples, by enumeration."""
         return self.enumerated().tempered(temperature)
 
     def top(self, k: int) -> LegalCategorical:
-        """The k most probable tuples of each row, as LegalCategorical.top, by enumeration."""
+        """As LegalCategorical's, by enumeration."""
         return self.enumerated().top(k)
 
     def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
-        """(1 - eps) p(a) + eps / D of whole tuples, as LegalCategorical.smoothed."""
+        """As LegalCategorical's, of whole tuples, by enumeration."""
         return self.enumerated().smoothed(epsilon)
 
     def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
-        """k distinct tuples a row, as LegalCategorical.sample_without_replacement."""
+        """As LegalCategorical's, by enumeration."""
         self._draws()
         return self.enumerated().sample_without_replacement(k)
 
     def __getitem__(self, rows: Any) -> LegalCategorical:
-        """The distribution of some rows, as LegalCategorical's, by enumeration."""
-        return self.enumerated()[rows]
+        """The distribution of some rows, as LegalCategorical's, by enumeration of them alone."""
+        legal, _, chosen = self.legal.select(rows)
+        with self._asking():
+            return self._enumerate(legal.distinct(), chosen)
 
     def enumerated(self) -> LegalCategorical:
         """The same distribution as one categorical over the distinct legal tuples.
@@ -206,59 +192,59 @@ class LegalAutoregressive(OverLegalTuples):
         Each prefix of a legal tuple is scored once, however many tuples share it.
 
         Raises:
-            ValueError: a NaN or +inf logit.
+            UnsoundScore: a NaN or +inf logit.
         """
-        learning = self._learning()
-        if self._enumerated is None or self._enumerated[1] != learning:
-            with self._full_precision(), torch.set_grad_enabled(learning):
-                self._enumerated = self._enumerate(), learning
+        with self._asking() as learning:
+            if self._enumerated is None or self._enumerated[1] != learning:
+                every = torch.arange(len(self.legal), device=self.legal.rows.device)
+                self._enumerated = self._enumerate(self.legal.distinct(), every), learning
         return self._enumerated[0]
 
-    def _enumerate(self) -> LegalCategorical:
-        legal = self.legal.distinct()
-        groups = legal.rows  # (N,) the prefix of each tuple
-        rows = torch.arange(len(legal), device=groups.device)  # (G,) the row of each prefix
-        primaries = torch.zeros_like(rows)
-        context = self._conditionals.start()
-        total = torch.zeros_like(groups, dtype=context.dtype)
+    def _enumerate(self, legal: LegalActions, rows: Tensor) -> LegalCategorical:
+        """The distribution over lists without repeats, of these rows of the batch."""
+        context = self._conditionals.start().index_select(0, rows)
+        groups, primaries = legal.rows, torch.zeros_like(rows)  # (N,) prefixes; (G,)
+        scored, taken, begin = [], [], 0
         for slot, size in enumerate(self._sizes):
             keys = groups * size + legal.actions[:, slot]
             choices, behind, found = _continuing(keys, len(rows), size)
             logits = self._conditionals.logits(slot, context, rows, primaries, choices, behind)
-            choice = _Choice(choices, logits, partial(_place, rows, slot))
-            choice._check_scores()
+            scored.append((rows, choices, logits))
             groups = torch.searchsorted(found, keys)
-            total = total + choice.logits.index_select(0, groups)
+            taken.append(groups + begin)
+            begin += len(logits)
             if slot + 1 < len(self._sizes):
                 parents, values = choices.rows, choices.actions[:, 0]
                 rows = rows.index_select(0, parents)
                 primaries = primaries.index_select(0, parents) if slot else values
                 context = context.index_select(0, parents)
                 context = self._conditionals.extend(slot, context, rows, primaries, values)
+        every = _Choices(scored)
+        every._check_scores()
+        total = every.logits.index_select(0, torch.cat(taken)).view(len(taken), -1).sum(0)
         return LegalCategorical(legal, total, self._validate_args)
 
-    def _learning(self) -> bool:
+    @contextmanager
+    def _asking(self) -> Iterator[bool]:
+        """In full precision, also inside a trainer's autocast; gives whether with a graph."""
         # Made without a graph, the contexts have none: that of the rest would be half of it.
-        return self._with_graph and torch.is_grad_enabled()
-
-    def _full_precision(self) -> torch.autocast:
-        # The conditionals are asked wherever the trainer asks for a log-prob, also inside autocast.
-        return torch.autocast(self.legal.rows.device.type, enabled=False)
+        learning = self._with_graph and torch.is_grad_enabled()
+        full_precision = torch.autocast(self.legal.rows.device.type, enabled=False)
+        with full_precision, torch.set_grad_enabled(learning):
+            yield learning
 
     def _along(self, given: Tensor | None) -> _Path:
         """The path of given tuples (B, H), or of drawn ones; the last one is remembered."""
-        learning = self._learning()
-        path = self._path
-        if (
-            given is not None
-            and path is not None
-            and path.learning == learning
-            and torch.equal(path.actions, given)
-        ):
-            return path
-        with self._full_precision(), torch.set_grad_enabled(learning):
-            self._path = self._walk(given, learning)
-        return self._path
+        with self._asking() as learning:
+            path = self._path
+            if (
+                path is None
+                or given is None
+                or path.learning != learning
+                or not torch.equal(path.actions, given)
+            ):
+                self._path = path = self._walk(given, learning)
+        return path
 
     def _walk(self, given: Tensor | None, learning: bool) -> _Path:
         legal = self.legal.distinct()
@@ -270,7 +256,7 @@ class LegalAutoregressive(OverLegalTuples):
         for slot, size in enumerate(self._sizes):
             choices, behind, _ = _continuing(groups * size + actions[:, slot], len(rows), size)
             logits = self._conditionals.logits(slot, context, rows, primaries, choices, behind)
-            scored.append((choices, logits))
+            scored.append((rows, choices, logits))
             value = self._draw(slot, choices, logits) if given is None else given[:, slot]
             values.append(value)
             if slot + 1 < len(self._sizes):
@@ -281,7 +267,12 @@ class LegalAutoregressive(OverLegalTuples):
                 value = value if given is None else value.clamp(0, size - 1)
                 primaries = primaries if slot else value
                 context = self._conditionals.extend(slot, context, rows, primaries, value)
-        return self._sum_up(torch.stack(values), scored, learning)
+        drawn, every = torch.stack(values), _Choices(scored)
+        log_prob = every.log_prob(drawn.view(-1, 1)).view(drawn.shape).sum(0)
+        is_noop = (drawn == self.legal.noop.unsqueeze(1)).all(0)
+        of_empty = torch.where(is_noop, 0.0, -torch.inf).to(log_prob.dtype)
+        log_prob = torch.where(self.legal.counts == 0, of_empty, log_prob)
+        return _Path(drawn.t(), log_prob, every.entropy().view(drawn.shape).sum(0), learning)
 
     def _draw(self, slot: int, choices: LegalActions, logits: Tensor) -> Tensor:
         """(B,) one value a row; the no-op's where nothing can be chosen."""
@@ -291,47 +282,9 @@ class LegalAutoregressive(OverLegalTuples):
         at = draw(log_softmax(logits, choices)[1], choices, torch.Size())
         return torch.where(choices.counts > 0, choices.actions[:, 0].index_select(0, at), noop)
 
-    def _sum_up(
-        self, values: Tensor, scored: Sequence[tuple[LegalActions, Tensor]], learning: bool
-    ) -> _Path:
-        """What all slots say of values (H, B): one categorical for each slot of each row."""
-        slots, batch = values.shape
-        counts = torch.cat([choices.counts for choices, _ in scored])
-        packing = (
-            torch.cat([choices.rows + slot * batch for slot, (choices, _) in enumerate(scored)]),
-            counts.cumsum(0) - counts,
-        )
-        every = _Choice(
-            LegalActions.trusted(
-                torch.cat([choices.actions for choices, _ in scored]),
-                counts,
-                self.legal.noop.new_zeros(1),
-                sizes=[max(self._sizes)],
-                distinct=True,
-                packing=packing,
-            ),
-            torch.cat([logits for _, logits in scored]),
-            lambda prefix: (prefix % batch, prefix // batch),
-        )
-        log_prob = every.log_prob(values.view(-1, 1)).view(slots, batch).sum(0)
-        empty = self.legal.counts == 0
-        is_noop = (values == self.legal.noop.unsqueeze(1)).all(0)
-        of_empty = torch.where(is_noop, 0.0, -torch.inf).to(log_prob.dtype)
-        return _Path(
-            values.t(),
-            torch.where(empty, of_empty, log_prob),
-            every.entropy().view(slots, batch).sum(0),
-            learning,
-        )
-
 
 def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, Tensor, Tensor]:
-    """With which values tuples go on.
-
-    Args:
-        keys: (n,) of each tuple, its prefix * size + its next value.
-        prefixes: G.
-        size: exclusive bound on the values.
+    """With which values, below ``size``, tuples go on: a key is a tuple's prefix * size + value.
 
     Returns:
         G rows of n values in all, each listed once and ascending; (n,) how many of the tuples have
@@ -340,33 +293,34 @@ def _continuing(keys: Tensor, prefixes: int, size: int) -> tuple[LegalActions, T
     found, tuples = counted(keys, prefixes * size)
     parents = torch.div(found, size, rounding_mode="floor")
     counts = torch.bincount(parents, minlength=prefixes)
-    choices = LegalActions.trusted(
-        (found - parents * size).unsqueeze(1),
-        counts,
-        keys.new_zeros(1),
-        sizes=[size],
-        distinct=True,
-        packing=(parents, counts.cumsum(0) - counts),
-    )
-    return choices, tuples, found
+    return _values((found - parents * size).unsqueeze(1), counts, parents, size), tuples, found
 
 
-def _place(rows: Tensor, slot: int, prefix: int) -> tuple[int, int]:
-    return int(rows[prefix]), slot
+def _values(values: Tensor, counts: Tensor, rows: Tensor, size: int) -> LegalActions:
+    """Lists of single values (n, 1), packed by row, each below ``size`` and listed once."""
+    packing = rows, counts.cumsum(0) - counts
+    return LegalActions.trusted(values, counts, values.new_zeros(1), [size], True, packing)
 
 
-class _Choice(LegalCategorical):
-    """Categoricals over the next value, whose complaints name row and slot."""
+class _Choices(LegalCategorical):
+    """Categoricals over the next value of each prefix, those of all slots end to end.
 
-    def __init__(
-        self, choices: LegalActions, logits: Tensor, place: Callable[[int], tuple[int, int]]
-    ) -> None:
-        super().__init__(choices, logits, validate_args=False)
-        self._place = place  # row and slot of a prefix
+    Made of what each slot has: (G,) the row of each prefix, the values that continue them, and
+    (n,) their logits. Complaints name row and slot.
+    """
+
+    def __init__(self, scored: Sequence[tuple[Tensor, LegalActions, Tensor]]) -> None:
+        self._rows, choices, logits = zip(*scored, strict=True)
+        self._begins = list(accumulate((len(rows) for rows in self._rows), initial=0))
+        of = [one.rows + begin for one, begin in zip(choices, self._begins, strict=False)]
+        values = torch.cat([one.actions for one in choices])
+        counts = torch.cat([one.counts for one in choices])
+        size = max(one.sizes[0] for one in choices)
+        super().__init__(_values(values, counts, torch.cat(of), size), torch.cat(logits), False)
 
     def _whose_score(self, n: int) -> tuple[int, str]:
-        row, slot = self._place(int(self.legal.rows[n]))
-        value = int(self.legal.actions[n, 0])
+        prefix, value = int(self.legal.rows[n]), int(self.legal.actions[n, 0])
+        row, slot = int(torch.cat(self._rows)[prefix]), bisect(self._begins, prefix) - 1
         return row, f"row {row}: the logit of value {value} in slot {slot}"
 
 

@@ -752,7 +752,7 @@ SPEC = ActionSpec.from_nvec([2, 3])
             r"^slot 1 holds value 2, not below its size 2$",
         ),
         (
-            lambda: LegalActions.from_lists([[(0, 0)]], noop=(0, 4)).prefix_mask(ints(1, 1), 4),
+            lambda: LegalActions.from_lists([[]], noop=(0, 4)).prefix_mask(ints(1, 1), 4),
             ValueError,
             r"^slot 1 holds value 4, not below its size 4$",
         ),

@@ -108,3 +108,43 @@ def test_the_gradient_of_the_primaries_is_their_own() -> None:
     head(torch.randn(20, 4), {}, legal).entropy().sum().backward()
     grad = head.scorer.primaries.grad
     assert grad.untyped_storage().nbytes() == grad.nbytes
+
+
+def test_a_no_op_that_no_row_plays_may_be_beyond_the_size() -> None:
+    legal = fp.LegalActions.from_lists([[(0, 2), (1, 0)]], noop=(3, 4))
+    assert legal.prefix_mask(torch.tensor([[0]]), 3).tolist() == [[False, False, True]]
+    assert [mask.tolist() for mask in legal.head_masks([2, 3])] == [
+        [[True, True]],
+        [[True, False, True]],
+    ]
+    with pytest.raises(ValueError, match="slot 1 holds value 4, not below its size 4"):
+        fp.LegalActions.from_lists([[(0, 2)], []], noop=(0, 4)).prefix_mask(
+            torch.ones(2, 1).int(), 4
+        )
+
+
+def test_rows_of_an_autoregressive_distribution_are_read_alone() -> None:
+    head = fp.AutoregressiveHead(LARGE, 4)
+    legal = fp.LegalActions.from_lists([[(0, 7, 1), (1, 0, 0)], [(0, 5, 2)], [(1, 0, 0)], []])
+    hidden = torch.randn(4, 4)
+    whole = head(hidden, {}, legal)
+    hidden = hidden.clone()
+    hidden[1] = torch.nan
+    dist = head(hidden, {}, legal)
+    actions = torch.tensor([[0, 7, 1], [0, 5, 2], [1, 0, 0], [0, 0, 0]])
+    for rows in (torch.tensor([2, 0, 2, 3]), torch.tensor([True, False, True, True]), slice(2, 4)):
+        part = dist[rows]
+        torch.testing.assert_close(part.log_prob(actions[rows]), whole.log_prob(actions)[rows])
+        assert part.legal.contains(part.sample()).all()
+    with pytest.raises(ValueError, match="row 1: the logit of value 0 in slot 0 is nan"):
+        dist[1:]
+
+
+def test_exploration_set_in_inference_mode_can_be_learned_from() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    with torch.inference_mode():
+        policy.explore(1.5, 0.1)
+    assert not policy.exploration.numbers.is_inference()
+    compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
+    actions = torch.tensor([[0, 40_000, 1]])
+    compiled(observed([[(0, 40_000, 1), (1, 0, 0)]]))[0].log_prob(actions).sum().backward()
