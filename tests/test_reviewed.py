@@ -108,3 +108,27 @@ def test_the_gradient_of_the_primaries_is_their_own() -> None:
     head(torch.randn(20, 4), {}, legal).entropy().sum().backward()
     grad = head.scorer.primaries.grad
     assert grad.untyped_storage().nbytes() == grad.nbytes
+
+
+def test_a_running_norm_leaves_out_what_is_not_finite() -> None:
+    norm = RunningNorm(2)
+    good = torch.tensor([[1.0, 20.0], [3.0, 60.0], [5.0, 70.0]])
+    wrong = torch.tensor([[torch.nan, 50.0], [torch.inf, torch.nan], [7.0, -torch.inf]])
+    with torch.no_grad():
+        norm(torch.cat([good, wrong]))
+    norm(good)
+    with torch.no_grad():
+        seen = norm(torch.tensor([[torch.nan, torch.inf], [4.0, 50.0]]))
+    torch.testing.assert_close(norm.mean, torch.tensor([4.0, 50.0], dtype=torch.float64))
+    deviations = torch.tensor([5.0, 350.0], dtype=torch.float64)  # of (1, 3, 5, 7), say
+    torch.testing.assert_close(norm.scale, (deviations + 1e-5).rsqrt())
+    torch.testing.assert_close(seen, torch.tensor([[torch.nan, 10.0], [0.0, 0.0]]), equal_nan=True)
+
+
+def test_a_column_that_is_never_finite_keeps_its_scale() -> None:
+    norm = RunningNorm(2)
+    with torch.no_grad():
+        norm(torch.tensor([[torch.inf, 1.0]]))
+    norm(torch.zeros(1, 2))
+    with torch.no_grad():
+        assert norm(torch.tensor([[3.0, 1.0]])).tolist() == [[3.0, 0.0]]
