@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -132,3 +135,35 @@ def test_a_column_that_is_never_finite_keeps_its_scale() -> None:
     norm(torch.zeros(1, 2))
     with torch.no_grad():
         assert norm(torch.tensor([[3.0, 1.0]])).tolist() == [[3.0, 0.0]]
+
+
+def test_a_face_is_freed_without_the_garbage_collector() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    face, _ = policy(observed([[(1, 0, 0)]]))
+    alive = [weakref.ref(face), weakref.ref(face.distribution)]
+    gc.disable()
+    try:
+        del face
+        assert [one() for one in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_draws_of_a_distribution_count_after_its_face_is_gone() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    data = observed([[(1, 0, 0)]])
+    actions = policy.forward_eval(data)[0].distribution.sample()
+    policy.explore(2.0)
+    with pytest.raises(RuntimeError, match="between rollout and update"):
+        policy(data)[0].log_prob(actions)
+
+
+def test_a_copy_between_encode_and_decode_has_no_batch_that_waits() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    hidden = policy.encode_observations(observed([[(1, 0, 0)]]))
+    twin = copy.deepcopy(policy)
+    with pytest.raises(RuntimeError, match="needs encode_observations"):
+        twin.decode_actions(hidden)
+    wanted = policy.decode_actions(hidden)[1]
+    twin.encode_observations(observed([[(1, 0, 0)]]))
+    torch.testing.assert_close(twin.decode_actions(hidden)[1], wanted)
