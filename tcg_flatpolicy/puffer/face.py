@@ -27,10 +27,9 @@ HUGE = 1e30
 
 
 class _Draws:
-    """Tells the exploration of draws and updates at one of its settings.
+    """Tells the exploration of draws and updates.
 
-    A face and its distribution share it: the distribution may outlive the face, and with a
-    reference to it they would be a cycle.
+    A face and its distribution share it: a distribution that held its face would make a cycle.
     """
 
     def __init__(self, exploration: Exploration | None, training: bool) -> None:
@@ -127,8 +126,6 @@ class LegalNormal(Normal):
 
     def __getitem__(self, rows: Any) -> LegalNormal:
         some: Any = self._distribution
-        if not hasattr(some, "__getitem__"):
-            raise TypeError(f"{type(some).__name__} has no rows to choose: it needs __getitem__")
         seen = self._seen and (self._seen[0], self._seen[1][rows])
         with self._naming_fields():
             face = LegalNormal(some[rows], self.action_dtype, seen=seen)

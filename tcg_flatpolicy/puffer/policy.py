@@ -101,15 +101,15 @@ class Policy(ActorCritic):
     def distribution(
         self, observations: Tensor, state: Any = None
     ) -> tuple[TupleDistribution, Tensor]:
-        """What the policy would play, and values: (B, 1), or (S, T) of segments.
+        """The head's distribution over each row's tuples, and values: for loops of your own.
 
-        For loops of your own and for imitation: nothing checks at which settings tuples were drawn.
-        It is the head's distribution over each row's tuples, S * T rows of segments; of this
-        library's heads a LegalCategorical or a LegalAutoregressive.
+        Nothing checks at which settings tuples were drawn. This library's heads give a
+        LegalCategorical or a LegalAutoregressive.
 
         Args:
-            observations: (B, columns), as LegalLayout.read takes them, or (S, T, columns). A legal
-                list that is broken or not within the spec raises a ValueError that names the row.
+            observations: (B, columns), as LegalLayout.read takes them: values are (B, 1). Or
+                (S, T, columns): S * T rows, values (S, T). A legal list that is broken or not
+                within the spec raises a ValueError that names the row.
             state: of a RecurrentPolicy, as for forward_eval; without one a game begins.
         """
         decided = self._carry(observations, state)
@@ -160,9 +160,7 @@ class Policy(ActorCritic):
     def decode_actions(self, hidden: Tensor) -> tuple[LegalNormal, Tensor]:
         """Hidden (B, D), of the batch just encoded -> (LegalNormal, values (B, 1)).
 
-        Raises:
-            RuntimeError: since the last call no batch was encoded, two were, or one of another
-                size.
+        It raises a RuntimeError unless one batch was encoded since the last call, of that size.
         """
         encoded, self._encoded = self._encoded, []
         if not encoded:
@@ -174,10 +172,8 @@ class Policy(ActorCritic):
             )
         observations, entities = encoded[0]
         if len(hidden) != len(observations):
-            raise RuntimeError(
-                f"decode_actions got {len(hidden)} rows, but {len(observations)} observations were "
-                "encoded"
-            )
+            sizes = f"{len(hidden)} rows, but {len(observations)} observations were encoded"
+            raise RuntimeError(f"decode_actions got {sizes}")
         decided = Decided(self.decide(observations, hidden, entities), self.values(hidden), ())
         return self._face(decided, observations)
 
@@ -223,16 +219,11 @@ class Policy(ActorCritic):
         return decided
 
     def _face(self, decided: Decided, observations: Tensor) -> tuple[LegalNormal, Tensor]:
-        entropy_of = None
-        if getattr(self.head, "path_entropy", False):
-            entropy_of = getattr(decided.distribution, "path_entropy", None)
+        distribution, seen = decided.distribution, (self.layout, observations.flatten(0, -2))
+        estimates = getattr(self.head, "path_entropy", False)
+        entropy_of = getattr(distribution, "path_entropy", None) if estimates else None
         face = LegalNormal(
-            decided.distribution,
-            self._action_dtype,
-            entropy_of,
-            self.exploration,
-            self.training,
-            (self.layout, observations.flatten(0, -2)),
+            distribution, self._action_dtype, entropy_of, self.exploration, self.training, seen
         )
         return face, _shaped(decided.value, observations)
 
@@ -252,11 +243,9 @@ class RecurrentPolicy(Policy):
     Rollout: one step at a time, carrying ``state["lstm_h"]`` and ``state["lstm_c"]`` (B, D).
     Update: whole segments (S, T, columns), from a zero state. The trainer's importance ratio starts
     at 1 only if batch_size = agents * horizon; otherwise its rollout carries the state from one
-    segment into the next, and the update does not.
-
-    The trainer does not clear the state where a game begins. With ``first_step`` the policy does,
-    in rollout and update alike; without it the memory goes on from game to game, in training and in
-    this library's evaluation.
+    segment into the next, and the update does not. The trainer does not clear the state where a
+    game begins. With ``first_step`` the policy does, in rollout and update alike; without it the
+    memory goes on from game to game, in this library's evaluation too.
 
     Args:
         env: as for Policy. Its ``first_step`` is taken if none is given.
