@@ -17,7 +17,7 @@ from tcg_flatpolicy.exploration import Exploration
 from tcg_flatpolicy.heads import HeadFactory, decide, make_head
 from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.layout import LegalLayout
-from tcg_flatpolicy.memory import LSTM, Carried, no_memory
+from tcg_flatpolicy.memory import LSTM, Carried
 from tcg_flatpolicy.operators import wide
 from tcg_flatpolicy.spec import ActionSpec
 
@@ -51,10 +51,9 @@ class ActorCritic(nn.Module):
 
     Raises:
         KeyError: no field named first_step.
-        TypeError: an encoder that does not declare its sizes.
-        ValueError: an unknown ``invalid``, a spec that does not fit the layout, an Entity that the
-            encoder does not embed, a head of unknown name, or a first_step that is not one number
-            or has no LSTM to clear.
+        TypeError: an encoder that does not declare its sizes, or a first_step that is a struct.
+        ValueError: an argument out of its range, or two that do not fit: spec and layout, an
+            Entity that the encoder does not embed, a first_step with no LSTM to clear.
     """
 
     def __init__(
@@ -87,45 +86,37 @@ class ActorCritic(nn.Module):
         self.exploration = Exploration()
         if recurrent:
             self.lstm = LSTM(self.hidden_size)
-        self.recurrent = recurrent
+        self.recurrent, self.first_step = recurrent, first_step
         if first_step is not None:
-            self._check_first_step(first_step)
-        self.first_step = first_step
-
-    def _check_first_step(self, name: str) -> None:
-        if not self.recurrent:
-            raise ValueError(f"first_step={name!r} says when an LSTM forgets, and there is none")
-        self.layout.field(torch.zeros(1, self.layout.dtype.itemsize, dtype=torch.uint8), name)
-        numbers = {field.name: field.numbers for field in self.layout.fields()}[name]
-        if numbers != 1:
-            raise ValueError(f"first_step={name!r} must be one number, it has {numbers}")
+            if not recurrent:
+                raise ValueError(f"first_step={first_step!r} clears an LSTM, and there is none")
+            numbers = self.layout.find(first_step).numbers
+            if numbers != 1:
+                raise ValueError(f"first_step={first_step!r} must be one number, it has {numbers}")
 
     def explore(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
         """Makes exploration part of the policy: p^(1/temperature), then uniform with epsilon.
 
-        It holds in rollout and update alike, so log-probs stay exact. Draws in train mode are a
-        rollout, draws in eval mode are not; an update raises unless all draws of the latest rollout
-        were made at its settings. It is saved in the state_dict. With an autoregressive head it
-        scores the whole list, and the trainer's entropy is then exact.
-
-        Args:
-            temperature: positive; above 1 flattens the distribution.
-            epsilon: 0 to 1, the share of draws that are uniform over the legal tuples.
+        A temperature above 1 flattens; epsilon is the share of draws that are uniform over the
+        legal tuples. It holds in rollout and update alike, so log-probs stay exact. Draws in train
+        mode are a rollout, draws in eval mode are not; an update raises unless all draws of the
+        latest rollout were made at its settings. It is saved in the state_dict. With an
+        autoregressive head it scores the whole list, and the trainer's entropy is then exact.
 
         Raises:
             TypeError: no number.
-            ValueError: a value out of range.
+            ValueError: a temperature that is not positive and finite, an epsilon outside 0..1.
         """
         self.exploration.set(temperature, epsilon)
 
     @property
     def temperature(self) -> float:
-        """Of the distribution, rounded to float32; explore() sets it."""
+        """Rounded to float32; explore() sets it."""
         return self.exploration.settings.temperature
 
     @property
     def epsilon(self) -> float:
-        """Share of draws that are uniform, rounded to float32; explore() sets it."""
+        """Rounded to float32; explore() sets it."""
         return self.exploration.settings.epsilon
 
     @property
@@ -134,33 +125,24 @@ class ActorCritic(nn.Module):
         return self.layout.dropped.count if self.layout.dropped else 0
 
     def forward(self, observations: Tensor, carried: Carried | None = None) -> Any:
-        """Decides one step or whole segments.
+        """Decides (S, columns) of one step or (S, T, columns) of segments: a Decided of S * T rows.
 
-        Args:
-            observations: (S, columns) of one step or (S, T, columns), as LegalLayout.read takes
-                them.
-            carried: what the memory carried so far; None at the start.
-
-        Returns:
-            A Decided of S * T rows.
-
-        Raises:
-            ValueError: a legal list that is broken or not within the spec, naming the row.
+        ``carried`` is what the memory carried so far; None at the start. A legal list that is
+        broken or not within the spec raises a ValueError that names the row.
         """
         return self.run(observations, carried)
 
     def run(self, observations: Tensor, carried: Carried | None = None) -> Decided:
         """What forward does, for subclasses that give a trainer something else."""
-        if observations.ndim not in (2, 3):
+        shape = tuple(observations.shape)
+        if len(shape) not in (2, 3):
             raise ValueError(
-                "observations must be (rows, columns) or (segments, horizon, columns), got "
-                f"{tuple(observations.shape)}"
+                f"observations must be (rows, columns) or (segments, horizon, columns), got {shape}"
             )
-        rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
-        encoding = self.encode(rows)
-        hidden, carried = self.remember(encoding.hidden, observations, carried)
-        distribution = self.decide(rows, hidden, encoding.entities)
-        return Decided(distribution, self.values(hidden), carried)
+        rows = observations.flatten(0, -2)
+        hidden, entities = self.encode(rows)
+        hidden, carried = self.remember(hidden, observations, carried)
+        return Decided(self.decide(rows, hidden, entities), self.values(hidden), carried)
 
     def encode(self, rows: Tensor) -> Encoding:
         """Observations (B, columns) -> hidden (B, D) and entities {name: (B, n, E)}."""
@@ -177,12 +159,11 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Carried]:
         """Hidden (B, D) of (S, columns) or (S, T, columns) observations -> (B, D) with memory."""
         if not self.recurrent:
-            return no_memory(hidden, carried)
+            return hidden, ()
         shape = observations.shape[:-1] if observations.ndim == 3 else (len(observations), 1)
         first = None
         if self.first_step is not None:
-            rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
-            marks = self.layout.field(rows, self.first_step)
+            marks = self.layout.field(observations.flatten(0, -2), self.first_step)
             first = (marks != 0).reshape(shape)
         hidden, carried = self.lstm(hidden.unflatten(0, shape), carried, first)
         return hidden.flatten(0, 1), carried
@@ -206,21 +187,11 @@ class ActorCritic(nn.Module):
         for name in ("temperature", "epsilon"):
             destination[prefix + name] = torch.tensor(getattr(self, name))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         names = [prefix + name for name in ("temperature", "epsilon")]
+        _, _, missing_keys, unexpected_keys, error_msgs = others
         missing_keys += [name for name in names if name not in state_dict]
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *others)
         if all(name in state_dict for name in names):
             try:
                 self.explore(*(float(state_dict[name]) for name in names))

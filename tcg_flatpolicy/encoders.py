@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from tcg_flatpolicy.layout import LegalLayout
@@ -27,12 +26,10 @@ class Encoding(NamedTuple):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Any nn.Module that maps observations (B, columns) to an Encoding and declares its sizes."""
+    """An nn.Module, observations (B, columns) -> Encoding, that declares D and {name: (n, E)}."""
 
     hidden_size: int
-    """D."""
     entity_sizes: Mapping[str, tuple[int, int]]
-    """{name: (n, E)}."""
 
     def __call__(self, observations: Tensor) -> Encoding:
         """Encodes a batch."""
@@ -41,17 +38,9 @@ class Encoder(Protocol):
 class FieldEncoder(nn.Module):
     """The default encoder: every field of the observation except the legal list, normalised.
 
-    Numbers are squashed by sign(x) log(1 + |x|), so that hit points and identifiers of very
-    different sizes can share a layer; then linear, layer norm, relu, twice. Squashing needs no
-    running statistics, which would have to stand still between rollout and update (`RunningNorm`
-    has such). It embeds no entities; an encoder of your own that does will play better.
-
-    Args:
-        layout: where the fields are.
-        hidden_size: D.
-
-    Raises:
-        ValueError: there is no field besides the legal list.
+    Numbers become sign(x) log(1 + |x|), so that hit points and identifiers of very different sizes
+    can share a layer; then linear, layer norm, relu, twice. It embeds no entities; an encoder of
+    your own that does will play better. Raises a ValueError if there is no other field.
     """
 
     def __init__(self, layout: LegalLayout, hidden_size: int = 256) -> None:
@@ -63,8 +52,7 @@ class FieldEncoder(nn.Module):
         numbers = sum(field.numbers for field in self.fields)
         if not numbers:
             raise ValueError(f"{layout} has no field besides the legal list: nothing to decide by")
-        first = nn.Linear(numbers, hidden_size)
-        second = nn.Linear(hidden_size, hidden_size)
+        first, second = nn.Linear(numbers, hidden_size), nn.Linear(hidden_size, hidden_size)
         norms = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
 
@@ -72,31 +60,25 @@ class FieldEncoder(nn.Module):
         """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
         dtype = next(self.net.parameters()).dtype
         exact = torch.promote_types(dtype, torch.float32)
-        columns = []
-        for field in self.fields:
-            column = self.layout.field(observations, field.name)
-            columns.append(column.reshape(len(column), field.numbers).to(exact))
-        x = torch.cat(columns, dim=1)
+        columns = [self.layout.field(observations, field.name) for field in self.fields]
+        x = torch.cat([column.unsqueeze(-1).flatten(1).to(exact) for column in columns], dim=1)
         return Encoding(self.net((x.sign() * x.abs().log1p()).to(dtype)))
 
 
 class RunningNorm(nn.Module):
     """Numbers less their mean, divided by their deviation, over all rollouts so far.
 
-    Plain running statistics change in every forward, and a stored log-prob is then another one when
-    the update asks again. These are gathered in rollouts (forwards in train mode without gradients)
-    and put in force at the first such forward after an update (one in train mode with gradients),
-    so the importance ratio starts at 1. Before the first update the numbers pass as they are.
-    Under torch.distributed the statistics are those of all processes, all of which must then begin
-    their rollouts together.
+    Statistics are gathered in rollouts (forwards in train mode without gradients) and put in force
+    at the first such forward after an update (one in train mode with gradients). So they stand
+    still between a rollout and its update, and the importance ratio starts at 1. Before the first
+    update the numbers pass as they are. NaN and inf are left out of the statistics; inf comes out
+    as clip, and NaN as NaN, of which the policy raises when it draws. Under torch.distributed the
+    statistics are those of all processes, which must then begin their rollouts together.
 
     Args:
-        size: F.
+        size: F; below 1 raises a ValueError.
         clip: the result lies within -clip and clip.
         eps: added to the variance.
-
-    Raises:
-        ValueError: a size below 1.
     """
 
     mean: Tensor
@@ -118,47 +100,36 @@ class RunningNorm(nn.Module):
         self.register_buffer("due", torch.tensor(False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., F) floats -> (..., F), in their dtype.
-
-        Raises:
-            ValueError: another number of columns.
-        """
+        """(..., F) floats -> (..., F), in their dtype; another F raises a ValueError."""
         if x.shape[-1] != self.size:
             raise ValueError(f"x must be (..., {self.size}), got {tuple(x.shape)}")
         if self.training and torch.is_grad_enabled():
             self.due.fill_(True)
         elif self.training:
-            if bool(self.due):
+            if self.due:
                 self._put_in_force()
-            self._gather(x.detach().reshape(-1, self.size).double())
+            numbers = x.detach().reshape(-1, self.size).double()
+            known = numbers.isfinite()
+            rows = torch.stack([known.double(), numbers.where(known, 0), 0 * known.double()], 1)
+            self.gathered.copy_(_together(torch.cat([self.gathered.unsqueeze(0), rows])))
         shifted = (wide(x) - self.mean) * self.scale
         return shifted.clamp(-self.clip, self.clip).to(x.dtype)
 
-    def _gather(self, x: Tensor) -> None:
-        if len(x):
-            mean = x.mean(0)
-            new = torch.stack([torch.full_like(mean, len(x)), mean, ((x - mean) ** 2).sum(0)])
-            self.gathered.copy_(_together(torch.stack([self.gathered, new])))
-
     def _put_in_force(self) -> None:
-        gathered = self.gathered.unsqueeze(0)
+        parts = [self.gathered]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks = torch.distributed.get_world_size()
-            parts = [torch.empty_like(self.gathered) for _ in range(ranks)]
+            parts = [torch.empty_like(part) for part in parts * torch.distributed.get_world_size()]
             torch.distributed.all_gather(parts, self.gathered)
-            gathered = torch.stack(parts)
-        self.totals.copy_(_together(torch.cat([self.totals.unsqueeze(0), gathered])))
+        self.totals.copy_(_together(torch.stack([self.totals, *parts])))
         count, mean, squares = self.totals
-        if bool(count[0]):
-            self.mean.copy_(mean)
-            self.scale.copy_((squares / count + self.eps).rsqrt())
+        self.mean.copy_(mean)
+        self.scale.copy_((squares / count + self.eps).rsqrt().where(count > 0, 1))
         self.gathered.zero_()
         self.due.fill_(False)
 
     def _apply(self, fn: object, recurse: bool = True) -> RunningNorm:
         """Statistics keep their float64, whatever dtype the weights are cast to."""
-        names = ("mean", "scale", "totals", "gathered")
-        exact = {name: getattr(self, name) for name in names}
+        exact = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in exact.items():
             if not values.is_meta:
@@ -167,10 +138,7 @@ class RunningNorm(nn.Module):
 
 
 def _together(parts: Tensor) -> Tensor:
-    """Count, mean and sum of squared deviations of all parts (P, 3, F) together: (3, F).
-
-    The formulas are those of Chan, Golub and LeVeque (1983).
-    """
+    """Statistics (P, 3, F) of parts -> (3, F) of all together, after Chan et al. (1983)."""
     counts, means, squares = parts.unbind(1)
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count.clamp(min=1)

@@ -1,10 +1,10 @@
 """A trained policy for a game server that has neither this library nor, with ONNX, torch.
 
 A server sends the fields that the encoder reads, the legal lists in a padded array and their
-counts; it gets the log-prob of each place in the lists. All of it is in operations of static
-shapes, which torch.export and ONNX can hold, over any number of rows and any length of the lists.
+counts; it gets the log-prob of each place in the lists. All operations are of static shapes, over
+any number of rows and any length of the lists.
 
-Shapes: B rows, K places in the padded lists, H values in a tuple, D hidden size, W width.
+Shapes: B rows, K places in the padded lists, H values in a tuple, D hidden size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.utils.rnn import pad_sequence
 
 from tcg_flatpolicy.encoders import Encoding
 from tcg_flatpolicy.heads.autoregressive import same_so_far
 from tcg_flatpolicy.layout import LegalLayout
-from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.memory import LSTM
 from tcg_flatpolicy.operators import wide
 from tcg_flatpolicy.provenance import provenance, write_whole
@@ -35,17 +35,23 @@ from tcg_flatpolicy.puffer import Greedy, Policy
 from tcg_flatpolicy.spec import ActionSpec, Role
 
 FIELD = "observation."
-"""What the name of a field is preceded by as an input of the ONNX model: no field's name can then
-be that of another input."""
+"""Goes before a field's name in the ONNX model's inputs, so that no field is named as another."""
+_LISTS = ("legal", "n_legal", "lstm_h", "lstm_c")
+
+
+@contextlib.contextmanager
+def _without_gradients_or_autocast() -> Iterator[None]:
+    """PufferLib's trainer leaves autocast on, and it would be recorded."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 class PaddedPolicy(nn.Module):
     """A policy over padded legal lists: what torch.export takes. It shares the policy's weights.
 
-    It gives the log-probs of the policy's own distribution, exploration included, as it was set
-    when this was made (call ``policy.explore()`` before for a policy without). A tuple that is
-    listed again counts at its first place. Comparing all places with each other costs B K² H, so
-    cut the lists to the longest of the batch.
+    It gives the log-probs of the policy's own distribution, with the exploration that was set when
+    this was made. A tuple that is listed again counts at its first place. Comparing all places with
+    each other costs B K² H, so cut the lists to the longest of the batch.
 
     Args:
         policy: a Policy whose head has a padded form (those of this library have one), a
@@ -61,8 +67,7 @@ class PaddedPolicy(nn.Module):
     def __init__(self, policy: nn.Module) -> None:
         super().__init__()
         inner, lstm = _taken_apart(policy)
-        self.encoder = inner.encoder
-        self.value = inner.value
+        self.encoder, self.value = inner.encoder, inner.value
         self.cell: nn.LSTMCell | None = None
         if lstm is not None:
             self.cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size)
@@ -82,7 +87,7 @@ class PaddedPolicy(nn.Module):
         lstm_h: Tensor | None = None,
         lstm_c: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Log-probs of the places in the lists.
+        """Log-probs of the places in the lists, values, and the next state of a recurrent policy.
 
         Args:
             fields: {name: (B, *shape)} that the encoder reads, as LegalLayout.field gives them.
@@ -97,8 +102,7 @@ class PaddedPolicy(nn.Module):
             log_probs (B, K) float32: -inf behind the count and where a tuple is listed again, so
             a row without a legal tuple (it plays the spec's no-op) is -inf throughout. A row that
             is NaN throughout has a count outside 0..K or a tuple outside the spec, or the weights
-            are broken. Then values (B,) float32 and, of a recurrent policy, the next lstm_h and
-            lstm_c.
+            are broken. Then values (B,) float32 and, of a recurrent policy, lstm_h and lstm_c.
         """
         hidden, entities = self.encoder(fields)
         state: tuple[Tensor, ...] = ()
@@ -134,6 +138,7 @@ class PaddedPolicy(nn.Module):
         return (log_probs, wide(self.value(hidden)).squeeze(1), *state)
 
 
+@_without_gradients_or_autocast()
 def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
     """A policy as torch.export has it: a PaddedPolicy in evaluation mode, in float32, on the CPU.
 
@@ -151,10 +156,79 @@ def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
         ValueError: no observations, or some that the layout does not fit.
         RuntimeError: what was exported decides otherwise than the policy.
     """
-    with _without_gradients_or_autocast():
-        return _export(_copy(policy), observations)
+    _taken_apart(policy)  # raises before anything is copied
+    if not isinstance(observations, Tensor):
+        raise TypeError(
+            f"observations must be a tensor, got {type(observations).__name__}; of an array, "
+            "torch.as_tensor(observations) makes one"
+        )
+    if observations.ndim != 2 or not len(observations):
+        raise ValueError(
+            "export needs some real observations (B, columns), B at least 1, got "
+            f"{tuple(observations.shape)}"
+        )
+    policy = copy.deepcopy(policy).cpu().float().eval()
+    inner, lstm = _taken_apart(policy)
+    observations = observations.cpu()
+    # torch.export takes a size of 1 for a constant.
+    if len(observations) == 1:
+        observations = observations.repeat(2, 1)
+    rows = len(observations)
+    state: dict[str, Tensor] = {}
+    if lstm is not None:
+        ramp = torch.linspace(-1, 1, rows * lstm.hidden_size).view(rows, -1)
+        state = {"lstm_h": ramp, "lstm_c": -ramp}
+    distinct = inner.layout.read(observations).distinct()
+    two = distinct.actions.new_zeros(2, 1 + distinct.slots)  # the lists are as long at least
+    lists = pad_sequence([*distinct.actions.split(distinct.counts.tolist()), two], batch_first=True)
+    others = [lists[:-1], distinct.counts, *state.values()]
+
+    padded = PaddedPolicy(policy).eval()
+    recorded = _Fields(inner.layout, observations)
+    try:
+        padded.encoder(recorded)
+    except Exception as error:
+        raise TypeError(
+            f"{type(padded.encoder).__name__} cannot be exported: it must take each field by "
+            f"layout.field(observations, name), and the number of rows from a field; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if inner.first_step is not None:
+        recorded[inner.first_step]
+    fields = dict(sorted(recorded.read.items()))  # so that no order of flattening differs
+    # Without a bound, torch 2.6 finds fault with the largest int.
+    free = [Dim(name, max=2**31 - 1) for name in ("batch", "list")]
+    # strict: else len(tensor), which encoders use, makes a constant of the number of rows.
+    program = torch.export.export(
+        padded,
+        ({name: field[:2] for name, field in fields.items()}, *(one[:2] for one in others)),
+        dynamic_shapes=_shapes(fields, len(others), *free),
+        strict=True,
+    )
+    seen, encoded = inner.encode(observations), Encoding(*padded.encoder(fields))
+    _compare(_flat(seen), _flat(encoded).values(), "the policy's encoder gives", 1e-4)
+
+    # Decisions by that encoding, compared in float64: what is left of a difference is no rounding.
+    exact = copy.deepcopy(policy).double()
+    entities = {name: one.double() for name, one in encoded.entities.items()}
+    _taken_apart(exact)[0].encoder = _Recorded(Encoding(encoded.hidden.double(), entities))
+    legal, n_legal, *carried = (one.double() if one.is_floating_point() else one for one in others)
+    after = dict(zip(state, carried, strict=True))
+    face, value = exact.forward_eval(observations, after)  # type: ignore[operator]
+    log_probs = face.distribution.log_prob(legal.transpose(0, 1)).t()
+    behind = torch.arange(legal.shape[1]) >= n_legal.unsqueeze(1)
+    log_probs = log_probs.masked_fill(behind, -math.inf)
+    wanted = {"log_probs": log_probs, "value": value.reshape(rows)}
+    wanted |= {name: after[name] for name in state}
+    got = PaddedPolicy(exact).eval()(fields, legal, n_legal, *carried)
+    _compare(wanted, got, "the policy's is", 1e-9)
+    # What the program gives is what it was made of gives.
+    made_of = dict(zip(wanted, padded(fields, *others), strict=True))
+    _compare(made_of, program.module()(fields, *others), "what it was made of gives", 1e-5)
+    return program
 
 
+@_without_gradients_or_autocast()
 def export_onnx(policy: nn.Module, path: str | Path, observations: Tensor) -> None:
     """Writes a policy as an ONNX model, whole: for onnxruntime, without torch or this library.
 
@@ -166,16 +240,14 @@ def export_onnx(policy: nn.Module, path: str | Path, observations: Tensor) -> No
     ``exploration`` and ``versions``.
 
     Args:
-        policy: as PaddedPolicy takes it; it is copied, and so left as it is.
+        policy: as export_program takes it.
         path: of the file, such as ``policy.onnx``.
-        observations: (B, columns) as LegalLayout.read takes them, B at least 1: some real ones.
+        observations: as export_program takes them.
 
     Raises:
         ImportError: without onnx or onnxscript.
-        FileNotFoundError: the folder of path does not exist.
-        IsADirectoryError: path is a folder.
-        RuntimeError: a torch that is too old; and as export_program does, with TypeError and
-            ValueError.
+        FileNotFoundError, IsADirectoryError: path has no folder, or is one.
+        RuntimeError: a torch that is too old; and as export_program, with TypeError and ValueError.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -197,51 +269,40 @@ def export_onnx(policy: nn.Module, path: str | Path, observations: Tensor) -> No
     program = export_program(policy, observations)
     inner, _ = _taken_apart(policy)
     fields, *others = program.example_inputs[0]
-    names = [FIELD + name for name in fields] + list(_LISTS[: len(others)])
-    tensors = [*fields.values(), *others]
+    tensors = {FIELD + name: field for name, field in fields.items()}
+    tensors |= zip(_LISTS, others, strict=False)
     for node in program.graph.nodes:
-        node.target = _NAMED_OTHERWISE.get(node.target, node.target)
-    with warnings.catch_warnings(), _without_gradients_or_autocast():
+        # The exporter knows it by the second name only.
+        if node.target is torch.ops.aten.__rshift__.Tensor:
+            node.target = torch.ops.aten.bitwise_right_shift.Tensor
+    with warnings.catch_warnings():
         # Each name of a dimension stands at several inputs, as it should.
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)
         model = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
-            input_names=names,
+            input_names=list(tensors),
             output_names=["log_probs", "value", "next_lstm_h", "next_lstm_c"][: len(others)],
             dynamic_shapes=_shapes(fields, len(others), "batch", "list"),
         )
     assert model is not None
     inputs = {}
-    for name, tensor in zip(names, tensors, strict=True):
+    for name, tensor in tensors.items():
         free = ["batch", "list"] if name == "legal" else ["batch"]
         dtype = str(tensor.dtype).removeprefix("torch.")
         inputs[name] = {"dtype": dtype, "shape": [*free, *tensor.shape[len(free) :]]}
-    exploration = {"temperature": float(inner.temperature), "epsilon": float(inner.epsilon)}
     model.model.metadata_props.update(
         inputs=json.dumps(inputs),
         spec=json.dumps(_described(inner.spec)),
-        exploration=json.dumps(exploration),
+        exploration=json.dumps({"temperature": inner.temperature, "epsilon": inner.epsilon}),
         versions=json.dumps(provenance()["versions"]),
     )
     write_whole(path, model.model_proto.SerializeToString())
 
 
-_LISTS = ("legal", "n_legal", "lstm_h", "lstm_c")
-"""Inputs other than fields, in order."""
-
-_MOST = 2**31 - 1
-"""Of rows and of places in a list: without a bound, torch 2.6 finds fault with the largest int."""
-
-_NAMED_OTHERWISE: dict[Any, Any] = {
-    torch.ops.aten.__rshift__.Tensor: torch.ops.aten.bitwise_right_shift.Tensor,
-}
-"""What torch's ONNX exporter knows by the second name only."""
-
-
 class _Fields(Mapping[str, Tensor]):
-    """Observations as a mapping that reads a field when it is asked for, and keeps which were."""
+    """Observations by field, each read when it is asked for and kept."""
 
     def __init__(self, layout: LegalLayout, observations: Tensor) -> None:
         self.layout, self.observations = layout, observations
@@ -259,13 +320,6 @@ class _Fields(Mapping[str, Tensor]):
         raise TypeError("exported observations are fields: ask for each by its name")
 
 
-@contextlib.contextmanager
-def _without_gradients_or_autocast() -> Iterator[None]:
-    """PufferLib's trainer leaves autocast on, and it would be recorded."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        yield
-
-
 def _taken_apart(policy: nn.Module) -> tuple[Policy, LSTM | None]:
     """The policy that encodes and decides, and what stands between."""
     if isinstance(policy, Policy):
@@ -280,17 +334,8 @@ def _taken_apart(policy: nn.Module) -> tuple[Policy, LSTM | None]:
     )
 
 
-def _copy(policy: nn.Module) -> nn.Module:
-    _taken_apart(policy)  # raises before anything is copied
-    return copy.deepcopy(policy).cpu().float().eval()
-
-
 def _with_padded_form(head: nn.Module) -> nn.Module:
-    """The head, if it and its modules say in static shapes what they decide.
-
-    Raises:
-        TypeError: no padded form, or one of a parent that decides otherwise.
-    """
+    """The head; a TypeError if it or a module in it decides otherwise than its padded form."""
     for module in (head, *(one for one in head.modules() if hasattr(one, "padded"))):
         for kind in type(module).__mro__:
             if "padded" in vars(kind):
@@ -305,85 +350,14 @@ def _with_padded_form(head: nn.Module) -> nn.Module:
 
 
 class _Recorded(nn.Module):
-    """An encoder that gives what one gave before, in float64."""
-
-    entity_sizes: Mapping[str, tuple[int, int]] = {}
+    """An encoder that gives one encoding, whatever it observes."""
 
     def __init__(self, encoding: Encoding) -> None:
         super().__init__()
-        entities = {name: one.double() for name, one in encoding.entities.items()}
-        self.encoding = Encoding(encoding.hidden.double(), entities)
-        self.hidden_size = encoding.hidden.shape[1]
+        self.encoding = encoding
 
     def forward(self, observations: Any) -> Encoding:
         return self.encoding
-
-
-def _in_float64(policy: nn.Module, encoding: Encoding) -> nn.Module:
-    """A copy that decides in float64, whatever it observes, by an encoding."""
-    policy = copy.deepcopy(policy).double()
-    _taken_apart(policy)[0].encoder = _Recorded(encoding)
-    return policy
-
-
-def _export(policy: nn.Module, observations: Tensor) -> ExportedProgram:
-    inner, lstm = _taken_apart(policy)
-    if not isinstance(observations, Tensor):
-        raise TypeError(
-            f"observations must be a tensor, got {type(observations).__name__}; of an array, "
-            "torch.as_tensor(observations) makes one"
-        )
-    if observations.ndim != 2 or not len(observations):
-        raise ValueError(
-            "export needs some real observations (B, columns), B at least 1, got "
-            f"{tuple(observations.shape)}"
-        )
-    observations = observations.cpu()
-    if len(observations) == 1:  # torch.export takes a size of 1 for a constant
-        observations = observations.repeat(2, 1)
-    state: dict[str, Any] = {}
-    if lstm is not None:
-        shape = len(observations), lstm.hidden_size
-        ramp = torch.linspace(-1, 1, shape[0] * shape[1]).view(shape)
-        state = {"lstm_h": ramp, "lstm_c": -ramp}
-    legal, n_legal = _padded(inner.layout.read(observations).distinct())
-
-    padded = PaddedPolicy(policy).eval()
-    recorded = _Fields(inner.layout, observations)
-    try:
-        padded.encoder(recorded)
-    except Exception as error:
-        raise TypeError(
-            f"{type(padded.encoder).__name__} cannot be exported: it must take each field by "
-            f"layout.field(observations, name), and the number of rows from a field; it raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if inner.first_step is not None:
-        recorded[inner.first_step]
-    fields = dict(sorted(recorded.read.items()))  # so that no order of flattening differs
-    others = (legal, n_legal, *state.values())
-    # strict: else len(tensor), which encoders use, makes a constant of the number of rows.
-    program = torch.export.export(
-        padded,
-        ({name: tensor[:2] for name, tensor in fields.items()}, *(tensor[:2] for tensor in others)),
-        dynamic_shapes=_shapes(
-            fields, len(others), Dim("batch", max=_MOST), Dim("list", max=_MOST)
-        ),
-        strict=True,
-    )
-    seen, encoded = inner.encode(observations), Encoding(*padded.encoder(fields))
-    _compare(_flat(seen), _flat(encoded).values(), "the policy's encoder gives", 1e-4)
-    # In float64, so that what is left of a difference is no rounding; and what the program gives is
-    # what it was made of gives.
-    exact = _in_float64(policy, encoded)
-    wide_others = [one.double() if one.is_floating_point() else one for one in others]
-    carried = dict(zip(state, wide_others[2:], strict=True))
-    wanted = _decided(exact, observations, carried, legal, n_legal)
-    got = PaddedPolicy(exact).eval()(fields, *wide_others)
-    _compare(wanted, got, "the policy's is", 1e-9)
-    made_of = dict(zip(wanted, padded(fields, *others), strict=True))
-    _compare(made_of, program.module()(fields, *others), "what it was made of gives", 1e-5)
-    return program
 
 
 def _flat(encoding: Encoding) -> dict[str, Tensor]:
@@ -395,9 +369,7 @@ def _compare(
     wanted: Mapping[str, Tensor], got: Iterable[Tensor], whose: str, tolerance: float
 ) -> None:
     for (name, expected), exported in zip(wanted.items(), got, strict=True):
-        allowed = tolerance * (1 + expected.abs())
-        near = (exported - expected).abs() <= allowed
-        wrong = ~(near | (exported == expected) | (exported.isnan() & expected.isnan()))
+        wrong = ~torch.isclose(exported, expected, tolerance, tolerance, equal_nan=True)
         if wrong.any():
             at = wrong.nonzero()[0].tolist()
             raise RuntimeError(
@@ -405,34 +377,6 @@ def _compare(
                 f"{expected[tuple(at)].item()}; does the encoder look at more than the fields of a "
                 "row, or does a subclass decide otherwise?"
             )
-
-
-def _decided(
-    policy: nn.Module,
-    observations: Tensor,
-    state: Mapping[str, Tensor],
-    legal: Tensor,
-    n_legal: Tensor,
-) -> dict[str, Tensor]:
-    """What the policy itself gives for what PaddedPolicy takes, in the same order."""
-    after = dict(state)
-    face, value = policy.forward_eval(observations, after)  # type: ignore[operator]
-    log_probs = face.distribution.log_prob(legal.transpose(0, 1)).t()
-    behind = torch.arange(legal.shape[1]) >= n_legal.unsqueeze(1)
-    return {
-        "log_probs": log_probs.masked_fill(behind, -math.inf),
-        "value": value.reshape(len(observations)),
-        **{name: after[name] for name in state},
-    }
-
-
-def _padded(legal: LegalActions) -> tuple[Tensor, Tensor]:
-    """(B, K, H) int64 and (B,) int64, K at least 2, as torch.export takes 1 for a constant."""
-    longest = max(2, int(legal.counts.max()))
-    actions = legal.actions.new_zeros(len(legal), longest, 1 + legal.slots)
-    places = torch.arange(len(legal.rows)) - legal.starts[legal.rows]
-    actions[legal.rows, places] = legal.actions
-    return actions, legal.counts
 
 
 def _shapes(fields: Mapping[str, Tensor], others: int, batch: Any, length: Any) -> tuple[Any, ...]:
@@ -443,18 +387,12 @@ def _shapes(fields: Mapping[str, Tensor], others: int, batch: Any, length: Any) 
 
 def _described(spec: ActionSpec) -> dict[str, Any]:
     """A spec in plain values; a slot is the list of its ranges, one after the other."""
+    primaries = []
+    for number, primary in spec.primaries.items():
+        slots = [[_range(part) for _, part in role.parts()] for role in primary.slots]
+        primaries.append({"id": number, "name": primary.name, "slots": slots})
+    return {"nvec": spec.nvec.tolist(), "noop": spec.noop.tolist(), "primaries": primaries}
 
-    def ranges(role: Role) -> list[dict[str, Any]]:
-        return [
-            {"kind": type(part).__name__.lower(), "name": part.name, "size": part.size}
-            for _, part in role.parts()
-        ]
 
-    return {
-        "nvec": spec.nvec.tolist(),
-        "noop": spec.noop.tolist(),
-        "primaries": [
-            {"id": number, "name": primary.name, "slots": [ranges(role) for role in primary.slots]}
-            for number, primary in spec.primaries.items()
-        ],
-    }
+def _range(role: Role) -> dict[str, Any]:
+    return {"kind": type(role).__name__.lower(), "name": role.name, "size": role.size}

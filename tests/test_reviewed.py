@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -148,3 +151,59 @@ def test_exploration_set_in_inference_mode_can_be_learned_from() -> None:
     compiled = torch.compile(policy, fullgraph=True, backend="aot_eager")
     actions = torch.tensor([[0, 40_000, 1]])
     compiled(observed([[(0, 40_000, 1), (1, 0, 0)]]))[0].log_prob(actions).sum().backward()
+
+
+def test_a_running_norm_leaves_out_what_is_not_finite() -> None:
+    norm = RunningNorm(2)
+    good = torch.tensor([[1.0, 20.0], [3.0, 60.0], [5.0, 70.0]])
+    wrong = torch.tensor([[torch.nan, 50.0], [torch.inf, torch.nan], [7.0, -torch.inf]])
+    with torch.no_grad():
+        norm(torch.cat([good, wrong]))
+    norm(good)
+    with torch.no_grad():
+        seen = norm(torch.tensor([[torch.nan, torch.inf], [4.0, 50.0]]))
+    torch.testing.assert_close(norm.mean, torch.tensor([4.0, 50.0], dtype=torch.float64))
+    deviations = torch.tensor([5.0, 350.0], dtype=torch.float64)  # of (1, 3, 5, 7), say
+    torch.testing.assert_close(norm.scale, (deviations + 1e-5).rsqrt())
+    torch.testing.assert_close(seen, torch.tensor([[torch.nan, 10.0], [0.0, 0.0]]), equal_nan=True)
+
+
+def test_a_column_that_is_never_finite_keeps_its_scale() -> None:
+    norm = RunningNorm(2)
+    with torch.no_grad():
+        norm(torch.tensor([[torch.inf, 1.0]]))
+    norm(torch.zeros(1, 2))
+    with torch.no_grad():
+        assert norm(torch.tensor([[3.0, 1.0]])).tolist() == [[3.0, 0.0]]
+
+
+def test_a_face_is_freed_without_the_garbage_collector() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    face, _ = policy(observed([[(1, 0, 0)]]))
+    alive = [weakref.ref(face), weakref.ref(face.distribution)]
+    gc.disable()
+    try:
+        del face
+        assert [one() for one in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_draws_of_a_distribution_count_after_its_face_is_gone() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    data = observed([[(1, 0, 0)]])
+    actions = policy.forward_eval(data)[0].distribution.sample()
+    policy.explore(2.0)
+    with pytest.raises(RuntimeError, match="between rollout and update"):
+        policy(data)[0].log_prob(actions)
+
+
+def test_a_copy_between_encode_and_decode_has_no_batch_that_waits() -> None:
+    policy = fp.FlatPolicy(spec=LARGE, layout=LAYOUT, hidden_size=8)
+    hidden = policy.encode_observations(observed([[(1, 0, 0)]]))
+    twin = copy.deepcopy(policy)
+    with pytest.raises(RuntimeError, match="needs encode_observations"):
+        twin.decode_actions(hidden)
+    wanted = policy.decode_actions(hidden)[1]
+    twin.encode_observations(observed([[(1, 0, 0)]]))
+    torch.testing.assert_close(twin.decode_actions(hidden)[1], wanted)

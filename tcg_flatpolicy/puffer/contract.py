@@ -22,26 +22,18 @@ def compensated(config: Mapping[str, Any], share: float = 0.5) -> dict[str, Any]
 
     Args:
         config: of PuffeRL; it is not changed.
-        share: of rows with a list, above 0 and at most 1; half with two players.
-
-    Raises:
-        ValueError: a share out of range.
+        share: of rows with a list, half with two players; a ValueError if not above 0 and at most
+            1.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    return {
-        **config,
-        "vf_coef": config["vf_coef"] * share,
-        "max_grad_norm": config["max_grad_norm"] * share,
-    }
+    return {**config, **{name: config[name] * share for name in ("vf_coef", "max_grad_norm")}}
 
 
 def check_contract() -> None:
     """Asks the installed PufferLib whether it still treats a Normal as this library relies on.
 
-    Raises:
-        ImportError: PufferLib is not installed.
-        RuntimeError: it answers otherwise; the message says what and which versions are known good.
+    An ImportError says that there is none; a RuntimeError what differs, and which versions work.
     """
     try:
         from pufferlib.pytorch import sample_logits

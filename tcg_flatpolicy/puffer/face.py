@@ -3,13 +3,14 @@
 ``pufferlib.pytorch.sample_logits`` has a branch for ``isinstance(logits, Normal)``. It reads
 ``logits.loc.shape[0]``, draws with ``logits.sample()``, and takes row sums of
 ``logits.log_prob(action)`` and ``logits.entropy()``. A LegalNormal answers those from a
-distribution over tuples, so the trainer runs as it is. After sampling, the trainer clips a Normal's
-actions to the bounds of the joint action space, which legal tuples are within.
+distribution over tuples. After sampling, the trainer clips a Normal's actions to the bounds of the
+joint action space, which legal tuples are within. Shapes: B rows, H values in a tuple.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -23,6 +24,27 @@ from tcg_flatpolicy.layout import LegalLayout
 
 HUGE = 1e30
 """A number that float32 arithmetic of a network does not survive."""
+
+
+class _Draws:
+    """Tells the exploration of draws and updates.
+
+    A face and its distribution share it: a distribution that held its face would make a cycle.
+    """
+
+    def __init__(self, exploration: Exploration | None, training: bool) -> None:
+        self.exploration, self.training, self.any = exploration, training, False
+        # The object, not its numbers: a compiled graph would be compiled again for others.
+        self.settings: Any = None if exploration is None else exploration.settings
+
+    def drew(self) -> None:
+        self.any = True
+        if self.exploration is not None and self.training:
+            self.exploration.drew(self.settings)
+
+    def check_update(self) -> None:
+        if self.exploration is not None and not self.any and torch.is_grad_enabled():
+            self.exploration.check_update(self.settings)
 
 
 class LegalNormal(Normal):
@@ -53,11 +75,8 @@ class LegalNormal(Normal):
         self._distribution = distribution
         self.action_dtype = action_dtype
         self.loc = torch.zeros(*distribution.batch_shape, 1)
-        self._entropy_of = entropy_of
-        self._exploration, self._training, self._drawn = exploration, training, False
-        # The object, not its numbers: a compiled graph would be compiled again for others.
-        self._settings = None if exploration is None else exploration.settings
-        self._seen = seen
+        self._entropy_of, self._seen = entropy_of, seen
+        self._draws = _Draws(exploration, training)
         self._actions: Tensor | None = None
         Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
 
@@ -65,7 +84,7 @@ class LegalNormal(Normal):
     def distribution(self) -> TupleDistribution:
         """The distribution over tuples. Drawing from it is a draw of this face."""
         if hasattr(self._distribution, "drew"):
-            self._distribution.drew = self._drew
+            self._distribution.drew = self._draws.drew
         return self._distribution
 
     @property
@@ -75,7 +94,7 @@ class LegalNormal(Normal):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """(*S, B, H) legal tuples in the action space's dtype."""
-        self._drew()
+        self._draws.drew()
         with self._naming_fields():
             actions = self._distribution.sample(sample_shape).to(self.action_dtype)
         self._keep(actions)
@@ -84,15 +103,11 @@ class LegalNormal(Normal):
     def log_prob(self, value: Tensor) -> Tensor:
         """(B, H) tuples -> (B, 1): the trainer sums over dimension 1.
 
-        With gradients, and of a face that has not drawn, this is an update.
-
-        Raises:
-            RuntimeError: an update, and the latest rollout was drawn at other exploration settings.
+        With gradients, and of a face that has not drawn, this is an update. It raises a
+        RuntimeError if the latest rollout was drawn at other exploration settings.
         """
         # Here and not in the policy's forward, which may be compiled into a graph.
-        if self._exploration is not None and not self._drawn and torch.is_grad_enabled():
-            assert self._settings is not None
-            self._exploration.check_update(self._settings)
+        self._draws.check_update()
         self._keep(value)
         with self._naming_fields():
             return self._distribution.log_prob(value).unsqueeze(-1)
@@ -111,18 +126,15 @@ class LegalNormal(Normal):
 
     def __getitem__(self, rows: Any) -> LegalNormal:
         some: Any = self._distribution
-        if not hasattr(some, "__getitem__"):
-            raise TypeError(f"{type(some).__name__} has no rows to choose: it needs __getitem__")
         seen = self._seen and (self._seen[0], self._seen[1][rows])
         with self._naming_fields():
-            chosen = some[rows]
-        face = LegalNormal(chosen, self.action_dtype, None, self._exploration, self._training, seen)
-        face._settings, face._drawn = self._settings, self._drawn
+            face = LegalNormal(some[rows], self.action_dtype, seen=seen)
+        face._draws = copy.copy(self._draws)
         return face
 
     @contextlib.contextmanager
     def _naming_fields(self) -> Iterator[None]:
-        """Says of a score that is unsound which field of its observation is, too."""
+        """Names the field of the observation that an unsound score comes from."""
         try:
             yield
         except UnsoundScore as error:
@@ -136,12 +148,6 @@ class LegalNormal(Normal):
                     why = f"the observation's field {field.name!r} holds {values[wrong][0].item()}"
                     raise UnsoundScore(error.row, error.what, error.score, why) from None
             raise
-
-    def _drew(self) -> None:
-        self._drawn = True
-        if self._exploration is not None and self._training:
-            assert self._settings is not None
-            self._exploration.drew(self._settings)
 
     def _keep(self, actions: Tensor) -> None:
         """Remembers what the entropy is of; a copy, since a trainer may write over its tuples."""
@@ -158,13 +164,10 @@ class LegalNormal(Normal):
         """(B, H) NaN: tuples are labels."""
         return torch.full(self._extended_shape(), torch.nan)
 
-    @property
-    def variance(self) -> Tensor:
-        """(B, H) NaN: tuples are labels."""
-        return self.mean
+    variance = mean
 
     def rsample(self, sample_shape: Any = torch.Size()) -> NoReturn:  # noqa: B008
-        """Not offered: a drawn tuple has no gradient."""
+        """Not offered: a drawn tuple has no gradient, so this raises NotImplementedError."""
         raise NotImplementedError("legal tuples are discrete: use sample() and log_prob()")
 
     def __getattr__(self, name: str) -> NoReturn:

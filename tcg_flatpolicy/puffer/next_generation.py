@@ -53,43 +53,27 @@ class NextGenerationPolicy(nn.Module):
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> tuple[Tensor, ...]:
         """The state before the first step: (h, c), each (batch_size, D) float32 zeros; or ()."""
-        if not self.policy.recurrent:
-            return ()
-        shape = (batch_size, self.hidden_size)
-        return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        shape, parts = (batch_size, self.hidden_size), 2 if self.policy.recurrent else 0
+        return tuple(torch.zeros(shape, device=device) for _ in range(parts))
 
     def forward_eval(
         self, observations: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[LegalNormal, Tensor, tuple[Tensor, ...]]:
-        """One step of the rollout.
+        """One step: a LegalNormal of B rows, values (B, 1), and the state after it.
 
-        Args:
-            observations: (B, columns) uint8 or float32, as LegalLayout.read takes them.
-            state: what initial_state or the step before returned.
-
-        Returns:
-            A LegalNormal of B rows, values (B, 1), and the state after this step.
-
-        Raises:
-            ValueError: a broken legal list, or a state of another size.
+        Observations are (B, columns) uint8 or float32, as LegalLayout.read takes them; state is
+        what initial_state or the step before returned. A broken legal list, or a state of another
+        size, raises a ValueError.
         """
-        if not self.policy.recurrent:
-            return *self.policy.forward_eval(observations), ()
-        carried = dict(zip(("lstm_h", "lstm_c"), state, strict=True))
+        carried = dict(zip(("lstm_h", "lstm_c"), state, strict=self.policy.recurrent))
         face, value = self.policy.forward_eval(observations, carried)
-        return face, value, (carried["lstm_h"], carried["lstm_c"])
+        return face, value, tuple(carried.values())
 
     def forward(self, observations: Tensor) -> tuple[LegalNormal, Tensor]:
-        """The update: whole segments, each from a zero state.
+        """The update: whole segments (S, T, columns), each from a zero state.
 
-        Args:
-            observations: (segments, horizon, columns).
-
-        Returns:
-            A LegalNormal of segments * horizon rows, and values (segments, horizon).
-
-        Raises:
-            ValueError: observations of another number of dimensions, or a broken legal list.
+        Gives a LegalNormal of S * T rows, and values (S, T). Another number of dimensions, or a
+        broken legal list, raises a ValueError.
         """
         if observations.ndim != 3:
             raise ValueError(

@@ -14,27 +14,21 @@ from tcg_flatpolicy.puffer.policy import Policy
 
 
 class _Sharpened(nn.Module):
-    """A policy that plays from a sharper distribution than it trains with; for evaluation."""
-
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
         self.hidden_size = policy.hidden_size
 
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
-        """As the policy's, with the sharper distribution."""
-        return self._sharpen(self.policy.forward_eval(observations, state))
+        return self._sharpen(*self.policy.forward_eval(observations, state))
 
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
-        """As the policy's, with the sharper distribution."""
-        return self._sharpen(self.policy(observations, state))
+        return self._sharpen(*self.policy(observations, state))
 
-    def _sharpen(self, decided: tuple[LegalNormal, Tensor]) -> tuple[LegalNormal, Tensor]:
-        face, value = decided
+    def _sharpen(self, face: LegalNormal, value: Tensor) -> tuple[LegalNormal, Tensor]:
         return LegalNormal(self.sharpened(face.distribution), face.action_dtype), value
 
     def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
-        """What is played in the place of the policy's distribution."""
         raise NotImplementedError
 
 
@@ -47,9 +41,8 @@ class Greedy(_Sharpened):
     def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
         """All mass on the mode."""
         mode = distribution.mode
-        alone = LegalActions.trusted(
-            mode, torch.ones_like(mode[:, 0]), mode.new_zeros(mode.shape[1])
-        )
+        one, noop = torch.ones_like(mode[:, 0]), mode.new_zeros(mode.shape[1])
+        alone = LegalActions.trusted(mode, one, noop)
         return LegalCategorical(alone, torch.zeros(len(mode), device=mode.device))
 
 
@@ -57,12 +50,8 @@ class TopK(_Sharpened):
     """Plays one of the k most probable tuples of a policy, renormalised; for evaluation.
 
     Args:
-        policy: with one of this library's heads.
-        k: at least 1; 1 is Greedy.
-
-    Raises:
-        TypeError: k is not a whole number.
-        ValueError: k below 1.
+        policy: with one of this library's heads, or a distribution that has a ``top``.
+        k: at least 1, else a ValueError (no whole number: a TypeError); 1 is Greedy.
     """
 
     def __init__(self, policy: Policy, k: int) -> None:
@@ -70,11 +59,7 @@ class TopK(_Sharpened):
         self.k = at_least_one(k)
 
     def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
-        """The k most probable tuples, renormalised.
-
-        Raises:
-            TypeError: a distribution that cannot tell them.
-        """
+        """The k most probable tuples; a TypeError if the distribution cannot tell them."""
         top = getattr(distribution, "top", None)
         if top is None:
             raise TypeError(

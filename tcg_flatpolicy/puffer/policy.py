@@ -5,11 +5,10 @@ Shapes: B rows of observations, S segments of T steps (PufferLib's horizon), D h
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 import torch
@@ -17,28 +16,25 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import TupleDistribution
-from tcg_flatpolicy.heads import HeadFactory
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.meaning import action_dtype, meaning
-from tcg_flatpolicy.memory import Carried
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.wrapping import env_attribute
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _of_its_own(method: Callable[_P, _R]) -> Callable[_P, _R]:
+def _of_its_own(method: _Method) -> _Method:
     """The same function with code of its own: torch.compile keeps 8 graphs at most of each code."""
     assert isinstance(method, FunctionType)
     code, name = method.__code__.replace(co_name=method.__name__), method.__name__
     own = FunctionType(code, method.__globals__, name, method.__defaults__, method.__closure__)
     own.__kwdefaults__ = method.__kwdefaults__
-    return functools.update_wrapper(own, method)
+    return functools.update_wrapper(own, method)  # type: ignore[return-value]
 
 
-def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
+def _fresh_weights(method: _Method) -> _Method:
     """Under autocast, casts weights anew in each call.
 
     PufferLib's train() enters autocast and never leaves it, so autocast's own cache of cast weights
@@ -46,17 +42,17 @@ def _fresh_weights(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """
 
     @functools.wraps(method)
-    def call(*arguments: _P.args, **named: _P.kwargs) -> _R:
+    def call(*arguments: Any, **named: Any) -> Any:
         if torch.compiler.is_compiling():
             return method(*arguments, **named)  # a compiled graph casts in each call
-        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        with contextlib.ExitStack() as stack:
-            for kind in kinds:
-                dtype = torch.get_autocast_dtype(kind)
-                stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
             return method(*arguments, **named)
+        finally:
+            torch.set_autocast_cache_enabled(cached)
 
-    return _of_its_own(call)
+    return _of_its_own(call)  # type: ignore[return-value]
 
 
 class Policy(ActorCritic):
@@ -69,21 +65,13 @@ class Policy(ActorCritic):
         env: brings ``action_spec`` and ``legal_layout`` (itself or through ``.driver_env`` and
             ``.env``), and ``single_action_space`` for the dtype of actions. May be None when spec
             and layout are given.
-        head: how a tuple is chosen: "flat" (one categorical over the list), "autoregressive" (slot
-            after slot), or a factory of your own, see :mod:`tcg_flatpolicy.heads`.
         spec: what tuples mean; the environment's if left out.
         layout: where the legal list is; the environment's if left out.
-        encoder: observations -> Encoding; a FieldEncoder if left out.
-        hidden_size: of the FieldEncoder; an encoder of your own brings its own.
-        width: of the head's hidden layer.
-        invalid: what a listed tuple outside the spec does: "raise", or "drop", which leaves it out
-            of the list, counts it in ``dropped`` and warns once of each kind. A list that becomes
-            empty raises.
+        arguments: of ActorCritic: head, encoder, hidden_size, width, invalid.
 
     Raises:
         ValueError: no spec or layout anywhere, two that disagree, a spec that does not fit the
-            layout or the action space, an Entity that the encoder does not embed, or a head of
-            unknown name.
+            action space; and as ActorCritic.
     """
 
     is_continuous = False
@@ -97,27 +85,13 @@ class Policy(ActorCritic):
         self,
         env: Any = None,
         *,
-        head: str | HeadFactory = "flat",
         spec: ActionSpec | None = None,
         layout: LegalLayout | None = None,
-        encoder: nn.Module | None = None,
-        hidden_size: int = 256,
-        width: int = 64,
-        invalid: str = "raise",
-        **memory: Any,
+        **arguments: Any,
     ) -> None:
         spec, layout = meaning(env, spec=spec, layout=layout)
         dtype = action_dtype(env, spec)
-        super().__init__(
-            spec,
-            layout,
-            head=head,
-            encoder=encoder,
-            hidden_size=hidden_size,
-            width=width,
-            invalid=invalid,
-            **memory,
-        )
+        super().__init__(spec, layout, **arguments)
         self._action_dtype = dtype
         space = env_attribute(env, "single_action_space")
         self._discrete = isinstance(space, gymnasium.spaces.Discrete)
@@ -127,36 +101,28 @@ class Policy(ActorCritic):
     def distribution(
         self, observations: Tensor, state: Any = None
     ) -> tuple[TupleDistribution, Tensor]:
-        """What the policy would play, without PufferLib and its rule for exploration.
+        """The head's distribution over each row's tuples, and values: for loops of your own.
 
-        For loops of your own and for imitation: nothing checks at which settings tuples were drawn.
+        Nothing checks at which settings tuples were drawn. This library's heads give a
+        LegalCategorical or a LegalAutoregressive.
 
         Args:
-            observations: (B, columns), as LegalLayout.read takes them, or (S, T, columns).
+            observations: (B, columns), as LegalLayout.read takes them: values are (B, 1). Or
+                (S, T, columns): S * T rows, values (S, T). A legal list that is broken or not
+                within the spec raises a ValueError that names the row.
             state: of a RecurrentPolicy, as for forward_eval; without one a game begins.
-
-        Returns:
-            The head's distribution over each row's tuples (of a flat or an autoregressive head:
-            over its legal tuples, a LegalCategorical or a LegalAutoregressive), S * T rows of
-            segments; and values, (B, 1) or (S, T).
-
-        Raises:
-            ValueError: a legal list that is broken or not within the spec, naming the row.
         """
         decided = self._carry(observations, state)
         return decided.distribution, _shaped(decided.value, observations)
 
     @_fresh_weights
     def forward_eval(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
-        """The rollout's forward.
+        """The rollout's forward: a LegalNormal of B rows, and values (B, 1).
 
         Args:
             observations: (B, columns).
             state: the trainer's dict. A RecurrentPolicy reads ``lstm_h`` and ``lstm_c``, each
                 (B, D), and replaces them.
-
-        Returns:
-            A LegalNormal of B rows, and values (B, 1).
 
         Raises:
             RuntimeError: the trainer's use_rnn does not fit the policy.
@@ -168,15 +134,10 @@ class Policy(ActorCritic):
     def forward(self, observations: Tensor, state: Any = None) -> tuple[LegalNormal, Tensor]:
         """The update's forward: the same, of one step or of whole segments from a zero state.
 
-        Asking what it returns for the log-prob of tuples raises a RuntimeError if the exploration
-        was changed since the rollout drew them.
-
-        Args:
-            observations: (B, columns), or (S, T, columns) when the trainer's use_rnn is set.
-            state: not used.
-
-        Returns:
-            A LegalNormal of B or S * T rows, and values (B, 1) or (S, T).
+        Observations (B, columns), or (S, T, columns) when the trainer's use_rnn is set -> a
+        LegalNormal of B or S * T rows, and values (B, 1) or (S, T). State is not used. Asking the
+        LegalNormal for the log-prob of tuples raises a RuntimeError if the exploration was changed
+        since the rollout drew them.
         """
         return self._face(self.run(observations), observations)
 
@@ -184,13 +145,12 @@ class Policy(ActorCritic):
     def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
         """Observations (B, columns) -> hidden (B, D).
 
-        What else decode_actions needs (the observations, the entities) waits in the policy, since
-        PufferLib's LSTMWrapper hands on nothing but hidden. The lists are read from the
-        observations there, so they must not be written over in between.
+        PufferLib's LSTMWrapper hands on nothing but hidden, so the observations and entities wait
+        in the policy for decode_actions, which reads the lists: do not write over them in between.
+        A copy of the policy has no batch that waits.
         """
         if not torch.compiler.is_compiling():
-            # For layers around the policy, such as the LSTM of that wrapper, which calls this
-            # first: autocast would keep their weights, too.
+            # The wrapper calls this before its LSTM, whose weights autocast would keep, too.
             torch.clear_autocast_cache()
         hidden, entities = self.encode(observations)
         self._encoded = [*self._encoded[:1], (observations, entities)]
@@ -200,41 +160,43 @@ class Policy(ActorCritic):
     def decode_actions(self, hidden: Tensor) -> tuple[LegalNormal, Tensor]:
         """Hidden (B, D), of the batch just encoded -> (LegalNormal, values (B, 1)).
 
-        Raises:
-            RuntimeError: no batch was encoded since the last call, two were, or one of another
-                size.
+        It raises a RuntimeError unless one batch was encoded since the last call, of that size.
         """
         encoded, self._encoded = self._encoded, []
-        if len(encoded) != 1:
+        if not encoded:
+            raise RuntimeError("decode_actions needs encode_observations to be called before it")
+        if len(encoded) > 1:
             raise RuntimeError(
-                "decode_actions needs encode_observations to have been called before it"
-                if not encoded
-                else "two batches were encoded since the last decode_actions, and it cannot tell "
-                "whose hidden it was given: decode each before the next is encoded"
+                "two batches were encoded since the last decode_actions, and it cannot tell whose "
+                "hidden it was given: decode each before the next is encoded"
             )
         observations, entities = encoded[0]
         if len(hidden) != len(observations):
-            raise RuntimeError(
-                f"decode_actions got {len(hidden)} rows, but {len(observations)} observations were "
-                "encoded"
-            )
-        distribution = self.decide(observations, hidden, entities)
-        return self._face(Decided(distribution, self.values(hidden), ()), observations)
+            sizes = f"{len(hidden)} rows, but {len(observations)} observations were encoded"
+            raise RuntimeError(f"decode_actions got {sizes}")
+        decided = Decided(self.decide(observations, hidden, entities), self.values(hidden), ())
+        return self._face(decided, observations)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoded": []}  # deepcopy refuses tensors of a graph
 
     def _carry(self, observations: Tensor, state: Any) -> Decided:
         """As run, with what the memory carries read from the trainer's dict and replaced there."""
-        if state is not None and not (hasattr(state, "get") and hasattr(state, "__setitem__")):
+        if state is None:
+            return self.run(observations)
+        if not (hasattr(state, "get") and hasattr(state, "__setitem__")):
             raise TypeError(
                 f"state must be a dict with lstm_h and lstm_c, or None, got {type(state).__name__}"
             )
-        if self._discrete and state and "env_id" in state:
+        if self._discrete and "env_id" in state:
             raise RuntimeError(
                 "PufferLib's trainer stores and clips tuples, and the action space is Discrete: "
                 "set the environment's single_action_space to its action_spec.action_space, "
                 f"MultiDiscrete({self.spec.nvec.tolist()}), and take actions[:, 0] in step"
             )
+        carried = state.get("lstm_h"), state.get("lstm_c")
         if not self.recurrent:
-            if self.training and state and state.get("lstm_h") is not None:
+            if self.training and carried[0] is not None:
                 raise RuntimeError(
                     f"{type(self).__name__} has no memory, and the trainer carries one: set "
                     "use_rnn to False in its config, or take fp.RecurrentPolicy"
@@ -245,35 +207,23 @@ class Policy(ActorCritic):
                 f"{type(self).__name__} has a memory, and the trainer carries none: set use_rnn to "
                 "True in its config, or take fp.Policy"
             )
-        decided = self.run(observations, self._carried(observations, state))
-        if state is not None:
-            state["lstm_h"], state["lstm_c"] = decided.carried
+        if carried[0] is not None:
+            wanted = (len(observations), self.hidden_size)
+            for name, part in zip(("lstm_h", "lstm_c"), carried, strict=True):
+                if part is None:
+                    raise ValueError("state has lstm_h and no lstm_c; carry both, or neither")
+                if tuple(part.shape) != wanted:
+                    raise ValueError(f"{name} must be {wanted}, got {tuple(part.shape)}")
+        decided = self.run(observations, None if carried[0] is None else carried)
+        state["lstm_h"], state["lstm_c"] = decided.carried
         return decided
 
-    def _carried(self, observations: Tensor, state: Any) -> Carried | None:
-        """The LSTM's state in the trainer's dict; None at the start."""
-        if not state or state.get("lstm_h") is None:
-            return None
-        if state.get("lstm_c") is None:
-            raise ValueError("state has lstm_h and no lstm_c; carry both, or neither")
-        wanted = (len(observations), self.hidden_size)
-        for name in ("lstm_h", "lstm_c"):
-            if tuple(state[name].shape) != wanted:
-                raise ValueError(f"{name} must be {wanted}, got {tuple(state[name].shape)}")
-        return state["lstm_h"], state["lstm_c"]
-
     def _face(self, decided: Decided, observations: Tensor) -> tuple[LegalNormal, Tensor]:
-        entropy_of = None
-        if getattr(self.head, "path_entropy", False):
-            entropy_of = getattr(decided.distribution, "path_entropy", None)
-        rows = observations.flatten(0, 1) if observations.ndim == 3 else observations
+        distribution, seen = decided.distribution, (self.layout, observations.flatten(0, -2))
+        estimates = getattr(self.head, "path_entropy", False)
+        entropy_of = getattr(distribution, "path_entropy", None) if estimates else None
         face = LegalNormal(
-            decided.distribution,
-            self._action_dtype,
-            entropy_of,
-            self.exploration,
-            self.training,
-            (self.layout, rows),
+            distribution, self._action_dtype, entropy_of, self.exploration, self.training, seen
         )
         return face, _shaped(decided.value, observations)
 
@@ -293,23 +243,18 @@ class RecurrentPolicy(Policy):
     Rollout: one step at a time, carrying ``state["lstm_h"]`` and ``state["lstm_c"]`` (B, D).
     Update: whole segments (S, T, columns), from a zero state. The trainer's importance ratio starts
     at 1 only if batch_size = agents * horizon; otherwise its rollout carries the state from one
-    segment into the next, and the update does not.
-
-    The trainer does not clear the state where a game begins. With ``first_step`` the policy does,
-    in rollout and update alike; without it the memory goes on from game to game, in training and in
-    this library's evaluation.
+    segment into the next, and the update does not. The trainer does not clear the state where a
+    game begins. With ``first_step`` the policy does, in rollout and update alike; without it the
+    memory goes on from game to game, in this library's evaluation too.
 
     Args:
         env: as for Policy. Its ``first_step`` is taken if none is given.
         policy: a Policy whose encoder, head and value are to be taken; so PufferLib's
-            ``rnn_name`` calls it.
+            ``rnn_name`` calls it. Another module raises a TypeError.
         first_step: name of a field of the observation that is not 0 in a game's first step.
-        input_size: of the LSTM, which is as wide as the encoder; so PufferLib calls it.
+        input_size: of the LSTM, as PufferLib gives it; other than the encoder's size, which the
+            LSTM has, raises a ValueError.
         arguments: of Policy.
-
-    Raises:
-        TypeError: a policy that is no Policy of this library.
-        ValueError: a width that is not the encoder's; and as Policy.
     """
 
     def __init__(
@@ -352,11 +297,7 @@ class RecurrentPolicy(Policy):
             self.explore(policy.temperature, policy.epsilon)
 
     def encode_observations(self, observations: Tensor, state: Any = None) -> Tensor:
-        """Not offered: PufferLib's LSTMWrapper asks for it, and would leave this LSTM out.
-
-        Raises:
-            TypeError: always.
-        """
+        """Raises a TypeError: PufferLib's LSTMWrapper asks for it, and leaves this LSTM out."""
         raise TypeError(
             f"{type(self).__name__} has an LSTM of its own: give it to the trainer as it is, or "
             "wrap a Policy"

@@ -1,9 +1,7 @@
 """What PufferLib's trainer holds between train() and evaluate(), to go on from there bit for bit.
 
-PufferLib's own checkpoints hold the weights and the optimiser. A run that is to go on as if it had
-never stopped also needs the scheduler, the counters, the generators and the games themselves. The
-rollout buffers and the LSTM's state are not among it: evaluate() fills the ones and zeroes the
-other.
+PufferLib's own checkpoints hold the weights and the optimiser. This adds the scheduler, counters,
+generators and games. Not the rollout buffers and the LSTM's state: evaluate() makes them anew.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,13 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
             actions so far, or whatever your engine can save) and whose infos are plain values.
 
     Raises:
-        TypeError: an environment without those methods, a vector environment that keeps its
-            environments in other processes, or something that is not a tensor or a plain value;
-            heavyball's Muon has such things in its state.
+        TypeError: an environment without those methods or in another process, or something that
+            is not a tensor or a plain value; heavyball's Muon has such things in its state.
     """
-    environments = [environment.state_dict() for environment in _environments(trainer)]
     # The legacy one, since no other is shared by all code of a process.
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     state = {
+        "environments": [environment.state_dict() for environment in _environments(trainer)],
         "policy": trainer.uncompiled_policy.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
@@ -48,7 +46,6 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
         # Of the episodes since the last log, and those that the next recv() will tell of.
         "stats": {name: list(values) for name, values in trainer.stats.items()},
         "infos": list(trainer.vecenv.infos),
-        "environments": environments,
         "torch_generator": torch.get_rng_state(),
         "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy_generator": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
@@ -67,11 +64,10 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
         ValueError, RuntimeError: the state is of another policy, optimiser or environment, or its
             learning rate is annealed over another number of epochs.
     """
-    environments = _environments(trainer)
-    if len(environments) != len(state["environments"]):
+    environments, games = _environments(trainer), state["environments"]
+    if len(environments) != len(games):
         raise ValueError(
-            f"the state is of {len(state['environments'])} environments, the trainer has "
-            f"{len(environments)}"
+            f"the state is of {len(games)} environments, the trainer has {len(environments)}"
         )
     epochs, saved_epochs = trainer.scheduler.T_max, state["scheduler"]["T_max"]
     if trainer.config["anneal_lr"] and epochs != saved_epochs:
@@ -85,11 +81,11 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
     trainer.scheduler.load_state_dict(state["scheduler"])
     trainer.epoch = state["epoch"]
     trainer.global_step = trainer.last_log_step = state["global_step"]
-    trainer.start_time = time.time() - state["uptime"]
     trainer.last_log_time = time.time()
+    trainer.start_time = trainer.last_log_time - state["uptime"]
     trainer.losses = dict(state["losses"])
     trainer.stats = defaultdict(list, {name: list(v) for name, v in state["stats"].items()})
-    for environment, saved in zip(environments, state["environments"], strict=True):
+    for environment, saved in zip(environments, games, strict=True):
         environment.load_state_dict(saved)
     trainer.vecenv.infos = list(state["infos"])
     torch.set_rng_state(state["torch_generator"])
@@ -100,15 +96,12 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
 
 
 def _check_plain(value: Any, path: str) -> None:
-    if isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, type(None)):
-        return
+    if type(value) in (list, tuple):
+        value = dict(enumerate(value))
     if type(value) in (dict, OrderedDict):
-        for name, inner in value.items():
-            _check_plain(inner, f"{path}[{name!r}]")
-    elif type(value) in (list, tuple):
-        for place, inner in enumerate(value):
-            _check_plain(inner, f"{path}[{place}]")
-    else:
+        for key, inner in value.items():
+            _check_plain(inner, f"{path}[{key!r}]")
+    elif not (isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, NoneType)):
         raise TypeError(
             f"the trainer's state{path} is a {type(value).__name__}, which "
             "torch.load(weights_only=True) does not read; take the optimizer adam, and tensors and "
@@ -123,10 +116,10 @@ def _environments(trainer: Any) -> list[Any]:
             f"{type(trainer.vecenv).__name__} does not show its environments, so their games "
             "cannot be saved; resuming takes pufferlib.vector.Serial"
         )
-    for environment in environments:
-        if not (hasattr(environment, "state_dict") and hasattr(environment, "load_state_dict")):
+    for one in environments:
+        if not (hasattr(one, "state_dict") and hasattr(one, "load_state_dict")):
             raise TypeError(
-                f"{type(environment).__name__} has no state_dict and load_state_dict, so its games "
-                "cannot be saved; write them: the seed and the actions so far will do"
+                f"{type(one).__name__} has no state_dict and load_state_dict, so its games cannot "
+                "be saved; write them: the seed and the actions so far will do"
             )
     return list(environments)
