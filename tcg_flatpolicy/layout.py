@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy import fields, forms
-from tcg_flatpolicy.fields import Field
+from tcg_flatpolicy.fields import Field, Struct, resolve
 from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.listing import Listing, ListView
+from tcg_flatpolicy.listing import Column, Listing, ListView, Number
 from tcg_flatpolicy.packing import places
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.wrapping import env_attribute, env_layers, is_emulation
 
 
-class LegalLayout:
+class LegalLayout(Struct):
     """Reads and writes the legal list, and reads any other field, of flat observations.
 
     Build one with :meth:`from_dtype` or :meth:`from_env`. Two are equal if dtype, count and actions
@@ -43,17 +42,12 @@ class LegalLayout:
         spec: ActionSpec | None = None,
         dropped: Dropped | None = None,
     ) -> None:
-        if np.dtype(dtype).names is None:
-            raise TypeError(
-                f"an observation needs a structured dtype with named fields, got {dtype}"
-            )
-        self.dtype = np.dtype(dtype)
+        super().__init__(np.dtype(dtype))
         self.count_name = count
         self.action_names = actions if isinstance(actions, str) else tuple(actions)
         self.spec = spec
         self.dropped = dropped
-        self._fields: dict[str, Field] = {}
-        self._listing = Listing(self.dtype, count, self.action_names)
+        self._listing = Listing(self, count, self.action_names)
         self.count, self.columns = self._listing.count, self._listing.columns
         """Where the number of tuples is; and one (K,) field a tuple value, primary first."""
         self.padding = self._listing.room
@@ -68,16 +62,14 @@ class LegalLayout:
         self._enter()
 
     def _enter(self) -> None:
-        number = next(_NUMBERS)
-        self.handle = number
+        self.handle = next(_NUMBERS)
         """Where the operators of a compiled graph, which take no objects, find this layout.
 
         Layouts that read alike share one, so that their policies share a graph; one that counts
         what it drops has its own."""
         if self.dropped is None:
-            self.handle = _HANDLES.setdefault((self, self.spec), number)
-        if self.handle == number:
-            _LAYOUTS[number] = self
+            self.handle = _HANDLES.setdefault((self, self.spec), self.handle)
+        _LAYOUTS.setdefault(self.handle, self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of one from another process, too."""
@@ -87,13 +79,10 @@ class LegalLayout:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LegalLayout):
             return NotImplemented
-        return self._place() == other._place()
+        return (self.dtype, self._listing.names) == (other.dtype, other._listing.names)
 
     def __hash__(self) -> int:
-        return hash(self._place())
-
-    def _place(self) -> tuple[Any, ...]:
-        return self.dtype, self.count_name, self.action_names
+        return hash((self.dtype, self._listing.names))
 
     @classmethod
     def from_dtype(
@@ -128,11 +117,10 @@ class LegalLayout:
         actions: str | Sequence[str],
         spec: ActionSpec | None = None,
     ) -> LegalLayout:
-        """From an environment under PufferLib's emulation.
+        """From an environment under PufferLib's emulation, found through ``.env``, ``.driver_env``.
 
-        It is looked for through ``.env`` and ``.driver_env``. A native environment may offer the
-        dtype of its struct as ``observation_dtype`` instead. The spec is the environment's
-        ``action_spec`` where it has one and none is given.
+        A native environment may offer the dtype of its struct as ``observation_dtype`` instead.
+        Where no spec is given, it is the environment's ``action_spec``, if it has one.
 
         Raises:
             TypeError: no structured observation dtype anywhere.
@@ -193,23 +181,19 @@ class LegalLayout:
                 actions, counts, noop, self._sizes, distinct=distinct, packing=(rows, starts)
             )
         data = self.as_bytes(observations)
-        legal = self._within_spec(*self._listing.read(data, observations.dtype))
-        return legal.distinct() if distinct else legal
-
-    def _within_spec(
-        self, actions: Tensor, counts: Tensor, rows: Tensor, starts: Tensor
-    ) -> LegalActions:
+        actions, counts, rows, starts = self._listing.read(data, observations.dtype)
         noop = self._noop.to(actions.device)
         if self.spec is None:
-            return LegalActions(actions, counts, noop)  # checks that none is negative
-        packing = rows, starts
-        legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=packing)
-        if actions.device.type == "cpu" and _all_within(actions.numpy(), self.spec.limits):
-            return legal
-        if self.dropped is not None:
-            return self.dropped.drop(legal, self.spec)
-        legal.validate(self.spec)  # says what is wrong
-        return legal
+            legal = LegalActions(actions, counts, noop)  # checks that none is negative
+        else:
+            packing = rows, starts
+            legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=packing)
+            if not _known_within(actions, self.spec):
+                if self.dropped is not None:
+                    legal = self.dropped.drop(legal, self.spec)
+                else:
+                    legal.validate(self.spec)  # says what is wrong
+        return legal.distinct() if distinct else legal
 
     def field(self, observations: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
         """Any field by its dotted name.
@@ -235,22 +219,7 @@ class LegalLayout:
             found: Tensor = _read_field(observations, self.handle, name)
             return found
         field = self.find(name)
-        return fields.view(self.as_bytes(observations), field).to(field.torch_dtype)
-
-    def find(self, name: str) -> Field:
-        """Where a field lies, by its dotted name.
-
-        Raises:
-            KeyError: no such field.
-            TypeError: a struct, a dtype that torch does not have, or another byte order.
-        """
-        if name not in self._fields:
-            self._fields[name] = fields.find(self.dtype, name)
-        return self._fields[name]
-
-    def fields(self) -> Iterator[Field]:
-        """Every number in the observation: all fields that are not structs, the list included."""
-        yield from (self.find(name) for name in fields.leaf_names(self.dtype))
+        return field.view(self.as_bytes(observations)).to(field.torch_dtype)
 
     def is_legal_list(self, field: Field) -> bool:
         """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
@@ -263,17 +232,16 @@ class LegalLayout:
         Raises:
             TypeError: a list that is stored as floats.
         """
-        return self._listing.view()
-
-    def as_bytes(self, observations: Tensor) -> Tensor:
-        """(B, nbytes) uint8, contiguous, of observations in any of the forms that read takes.
-
-        Raises:
-            TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of columns, or a value that the layout's dtype does not hold
-                exactly, naming row and field.
-        """
-        return forms.as_bytes(observations, self.dtype, self._listing.single)
+        for field in (self.count, *self.columns):
+            if field.dtype.kind not in "iu":
+                raise TypeError(f"field {field.name!r} must be integers, it is {field.dtype}")
+        kinds = [(c.dtype.itemsize, c.dtype.kind == "i") for c in (self.count, *self.columns)]
+        columns = [
+            Column(column.offset, column.strides[0], *kind)
+            for column, kind in zip(self.columns, kinds[1:], strict=True)
+        ]
+        counts = Number(self.count.offset, *kinds[0])
+        return ListView(self.dtype.itemsize, counts, tuple(columns), self.padding)
 
     # ---- writing
 
@@ -308,46 +276,33 @@ class LegalLayout:
                     f"in {self.action_names}; give the field more room"
                 )
         legal = LegalActions.from_lists(lists, slots=len(self.columns) - 1)
-        values, rows, counts = legal.actions.numpy(), legal.rows.numpy(), legal.counts.numpy()
-        for field, numbers, at in [
-            (self.count, counts, np.arange(len(counts))),
-            *((field, values[:, j], rows) for j, field in enumerate(self.columns)),
-        ]:
+        for field, whole, rows in self._listing.numbers(legal.actions, legal.counts, legal.rows):
+            numbers = whole.numpy()
             with np.errstate(over="ignore", invalid="ignore"):
                 wrong = numbers.astype(field.dtype).astype(np.int64) != numbers
             if field.dtype.kind == "f":
                 wrong |= numbers >= 2 / np.finfo(field.dtype).eps  # read could not tell it
             for n in np.flatnonzero(wrong)[:1]:
                 raise ValueError(
-                    f"row {int(at[n])}: {int(numbers[n])} does not fit {field.name}, which is "
+                    f"row {int(rows[n])}: {int(numbers[n])} does not fit {field.name}, which is "
                     f"{field.dtype}"
                 )
-        said, columns = self.list_arrays(records)
-        said[...] = counts
-        place = places(legal.rows, legal.starts).numpy()
-        for j, column in enumerate(columns):
+        counts, columns = self.list_arrays(records)
+        counts[...] = legal.counts.numpy()
+        at = legal.rows.numpy(), places(legal.rows, legal.starts).numpy()
+        for column, values in zip(columns, legal.actions.numpy().T, strict=True):
             column[...] = 0
-            column[rows, place] = values[:, j]
-
-    def records(self, observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Observations as :meth:`write` takes them, as (B,) records that share their memory.
-
-        Raises:
-            TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of bytes, or rows that are not contiguous.
-        """
-        return forms.as_records(observations, self.dtype, self._listing.single)
+            column[at] = values
 
     def list_arrays(
         self, records: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
         """Views of the list in (B,) records: counts (B,), and (B, K) a tuple value."""
-        counts = fields.resolve(records, self.count_name)
+        counts = resolve(records, self.count_name)
         counts = counts[:, 0] if counts.ndim > 1 else counts
         if isinstance(self.action_names, str):
-            view = fields.resolve(records, self.action_names)
-            return counts, [view[..., j] for j in range(view.shape[-1])]
-        return counts, [fields.resolve(records, name) for name in self.action_names]
+            return counts, list(np.moveaxis(resolve(records, self.action_names), -1, 0))
+        return counts, [resolve(records, name) for name in self.action_names]
 
     def __repr__(self) -> str:
         return (
@@ -356,14 +311,15 @@ class LegalLayout:
         )
 
 
-def _all_within(actions: npt.NDArray[np.int64], limits: npt.NDArray[np.int64]) -> bool:
-    """Whether tuples (N, H) are all within a spec's limits (ids, H)."""
-    if not len(actions):
-        return True
-    unsigned = actions.view(np.uint64)  # a negative number is a very large one
-    if unsigned[:, 0].max() >= len(limits):
+def _known_within(actions: Tensor, spec: ActionSpec) -> bool:
+    """Whether tuples (N, H) are all within a spec, as NumPy tells quickly on a CPU."""
+    if actions.device.type != "cpu":
         return False
-    return bool((unsigned < limits.view(np.uint64).take(actions[:, 0], axis=0)).all())
+    unsigned = actions.numpy().view(np.uint64)  # a negative number is a very large one
+    if unsigned[:, 0].max(initial=0) >= len(spec.limits):
+        return False
+    limits = spec.limits.view(np.uint64).take(actions.numpy()[:, 0], axis=0)
+    return bool((unsigned < limits).all())
 
 
 # ---- operators of compiled graphs

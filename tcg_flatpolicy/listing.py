@@ -6,15 +6,15 @@ values in a tuple.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy import fields
-from tcg_flatpolicy.fields import Field
+from tcg_flatpolicy.fields import Field, Struct
 from tcg_flatpolicy.packing import pack, pack_arrays, places
 
 Packed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -22,24 +22,19 @@ Packed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Number(NamedTuple):
-    """An integer of each row."""
+    """An integer of each row: its offset in the row and its size, in bytes."""
 
     offset: int
-    """In bytes, from the row's first."""
     size: int
-    """In bytes."""
     signed: bool
 
 
 class Column(NamedTuple):
-    """An integer of each of a row's K tuples."""
+    """An integer of each of a row's K tuples, ``stride`` bytes apart, the first at ``offset``."""
 
     offset: int
-    """In bytes, from the row's first: of the first tuple."""
     stride: int
-    """In bytes, from one tuple to the next."""
     size: int
-    """In bytes."""
     signed: bool
 
 
@@ -58,7 +53,7 @@ class Listing:
     """The count and the columns of a list in a struct.
 
     Args:
-        dtype: of the struct.
+        struct: what an observation is.
         count: name of the number of tuples.
         actions: name of a (K, H) field, or H names of (K,) fields.
 
@@ -69,101 +64,36 @@ class Listing:
         ValueError: a field of another shape.
     """
 
-    def __init__(self, dtype: np.dtype[Any], count: str, actions: str | Sequence[str]) -> None:
-        self.row_bytes = dtype.itemsize
-        self.single = fields.single_dtype(dtype)
-        """The dtype of all numbers of the struct, if they share one."""
-        self.names = count, actions
-        self.count = self._integer_field(dtype, count)
+    def __init__(self, struct: Struct, count: str, actions: str | Sequence[str]) -> None:
+        self.row_bytes, self.names = struct.dtype.itemsize, (count, actions)
+        self._single = struct.single is not None
+        self.count = _listed(struct, count)
         if self.count.shape not in ((), (1,)):
             raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
-        self.columns = self._columns(dtype, actions)
+        self.columns = _columns(struct, actions)
         self.room = self.columns[0].shape[0]
-        self._together = self._tuples_lie_together()
-        self._even = self._lies_even()
 
-    def _integer_field(self, dtype: np.dtype[Any], name: str) -> Field:
-        field = fields.find(dtype, name)
-        if field.dtype.kind in "iu":
-            return field
-        if field.dtype.kind == "f" and self.single is not None:
-            return field  # one dtype for all: the list is stored as whole floats
-        raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
-
-    def _columns(self, dtype: np.dtype[Any], actions: str | Sequence[str]) -> list[Field]:
-        if isinstance(actions, str):
-            field = self._integer_field(dtype, actions)
-            if len(field.shape) != 2:
-                raise ValueError(
-                    f"field {actions!r} must be (K, H), it is {field.shape}; for a field a slot "
-                    "pass their names as a tuple"
-                )
-            if not field.shape[1]:
-                raise ValueError(f"field {actions!r} is {field.shape}: its tuples have no values")
-            return [
-                Field(
-                    f"{actions}[:, {j}]",
-                    field.dtype,
-                    field.offset + j * field.strides[1],
-                    field.shape[:1],
-                    field.strides[:1],
-                )
-                for j in range(field.shape[1])
-            ]
-        columns = [self._integer_field(dtype, name) for name in actions]
-        if not columns:
-            raise ValueError("actions names no field")
-        for column in columns:
-            if len(column.shape) != 1 or column.shape != columns[0].shape:
-                raise ValueError(
-                    f"the fields of a tuple must all be (K,): {columns[0].name!r} is "
-                    f"{columns[0].shape}, {column.name!r} is {column.shape}"
-                )
-        return columns
-
-    def _tuples_lie_together(self) -> bool:
-        """Whether the integers of a tuple follow one another, so that it is read in one piece."""
-        first = self.columns[0]
-        return first.dtype.kind in "iu" and all(
-            column.dtype == first.dtype
-            and column.offset == first.offset + j * first.dtype.itemsize
-            and column.strides == first.strides
-            for j, column in enumerate(self.columns)
+        first, width = self.columns[0], len(self.columns)
+        size, offsets = first.dtype.itemsize, [column.offset for column in self.columns]
+        alike = first.dtype.kind in "iu" and all(
+            (column.dtype, column.strides) == (first.dtype, first.strides)
+            for column in self.columns
         )
-
-    def _lies_even(self) -> bool:
+        steps = [self.row_bytes, *first.strides, *offsets]
+        self._even = alike and all(step % size == 0 for step in steps)
         """Whether the list is integers of one dtype, each column alike and none at an odd place."""
-        first, steps = self.columns[0], [self.row_bytes, *self.columns[0].strides]
-        steps += [column.offset for column in self.columns]
-        return (
-            self.count.dtype.kind in "iu"
-            and first.dtype.kind in "iu"
-            and all((c.dtype, c.strides) == (first.dtype, first.strides) for c in self.columns)
-            and all(step % first.dtype.itemsize == 0 for step in steps)
-        )
+        together = alike and offsets == [first.offset + j * size for j in range(width)]
+        self._pieces = [(first, width)] if together else [(column, 1) for column in self.columns]
+        """What of a tuple is read at once: from a field on, so many integers."""
 
-    def view(self) -> ListView:
-        """In plain integers.
-
-        Raises:
-            TypeError: a list that is stored as floats.
-        """
-        for field in (self.count, *self.columns):
-            if field.dtype.kind not in "iu":
-                raise TypeError(f"field {field.name!r} must be integers, it is {field.dtype}")
-        count, columns = self.count, self.columns
-        return ListView(
-            self.row_bytes,
-            Number(count.offset, count.dtype.itemsize, count.dtype.kind == "i"),
-            tuple(
-                Column(c.offset, c.strides[0], c.dtype.itemsize, c.dtype.kind == "i")
-                for c in columns
-            ),
-            self.room,
-        )
+    def numbers(self, actions: Tensor, counts: Tensor, rows: Tensor) -> Iterator[tuple[Any, ...]]:
+        """(field, its values (n,), their rows (n,)): the count, then each value of a tuple."""
+        yield self.count, counts, torch.arange(len(counts), device=counts.device)
+        for j, field in enumerate(self.columns):
+            yield field, actions[:, j], rows
 
     def read(self, data: Tensor, given: torch.dtype) -> Packed:
-        """The tuples that are listed, all of them int64.
+        """The tuples that are listed.
 
         Args:
             data: (B, nbytes) uint8, contiguous.
@@ -175,43 +105,31 @@ class Listing:
         """
         by_numpy = self._even and data.device.type == "cpu" and len(data)
         packed = self._read_by_numpy(data) if by_numpy else self._read_by_torch(data)
-        self._check_numbers(given, *packed[:3])
+        self._check_exact(given, *packed[:3])
         return packed
 
     def _read_by_torch(self, data: Tensor) -> Packed:
-        """Bytes -> actions (N, H), counts (B,), rows (N,), starts (B,), all int64."""
-        said = fields.view(data, self.count).reshape(len(data)).clone()  # environments write there
-        counts = self._whole(said, self.count.name)
-        outside = (counts < 0) | (counts > self.room)
-        if outside.any():
-            row = int(outside.nonzero()[0])
-            raise self.overflow(row, int(counts[row]))
+        said = self.count.view(data).reshape(len(data)).clone()  # environments write there
+        counts = _whole(said, self.count)
+        if ((counts < 0) | (counts > self.room)).any():
+            raise self._overflow(counts.tolist())
         rows, starts = pack(counts)
         place = places(rows, starts)
-
-        def read(field: Field, numbers: int) -> Tensor:
-            """(N, numbers) of each tuple, from the field on."""
+        pieces = []
+        for field, numbers in self._pieces:
             at = rows * data.shape[1] + place * field.strides[0]
-            return self._whole(fields.gather(data, field, at, numbers), field.name, rows)
-
-        if self._together:
-            actions = read(self.columns[0], len(self.columns))
-        else:
-            actions = torch.cat([read(field, 1) for field in self.columns], dim=1)
+            pieces.append(_whole(field.gather(data, at, numbers), field, rows))
+        actions = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         return actions, counts, rows, starts
 
     def _read_by_numpy(self, data: Tensor) -> Packed:
-        """As :meth:`_read_by_torch`, on a CPU: in small batches it is torch's calls that cost."""
+        """As by torch, on a CPU: in small batches it is torch's calls that cost."""
         raw = data.numpy()
         batch, nbytes = raw.shape
-        strides = (nbytes, *self.count.strides)
-        where = np.ndarray(
-            (batch, *self.count.shape), self.count.dtype, raw, self.count.offset, strides
-        )
-        counts = where.reshape(batch).astype(np.int64)
+        where = np.ndarray(batch, self.count.dtype, raw, self.count.offset, (nbytes,))
+        counts = where.astype(np.int64)
         if counts.min() < 0 or counts.max() > self.room:
-            row = int(((counts < 0) | (counts > self.room)).argmax())
-            raise self.overflow(row, int(counts[row]))
+            raise self._overflow(counts.tolist())
         rows, starts = pack_arrays(counts)
 
         first = self.columns[0]
@@ -227,8 +145,9 @@ class Listing:
         packed = actions, counts, rows, starts
         return tuple(map(torch.from_numpy, packed))  # type: ignore[return-value]
 
-    def overflow(self, row: int, count: int) -> ValueError:
-        """What is raised for a count, as int64, that lies outside 0..K."""
+    def _overflow(self, counts: list[int]) -> ValueError:
+        """Of counts as int64, one of which lies outside 0..K."""
+        row, count = next((r, n) for r, n in enumerate(counts) if not 0 <= n <= self.room)
         if self.count.dtype == np.uint64:
             count %= 2**64
         return ValueError(
@@ -236,44 +155,76 @@ class Listing:
             f"0..{self.room}, the room of {self.names[1]}"
         )
 
-    def _check_numbers(
+    def _check_exact(
         self, given: torch.dtype, actions: Tensor, counts: Tensor, rows: Tensor
     ) -> None:
         """Refuses numbers of the list that may be others, rounded or wrapped."""
-        floats = {given, self.count.stored} if self.single else {self.count.stored}
-        kind = max((f for f in floats if f.is_floating_point), key=_epsilon, default=None)
-        columns = [(field, actions[:, j], rows) for j, field in enumerate(self.columns)]
-        for field, values, row_of in columns:
-            if field.dtype == np.uint64:
-                for at in (values < 0).nonzero()[:1, 0].tolist():
-                    raise ValueError(
-                        f"row {int(row_of[at])}: {field.name} holds {int(values[at]) % 2**64}, "
-                        f"beyond int64; values of a tuple are at most {2**63 - 1}"
-                    )
-        if kind is None:
+        floats = [f for f in (given, self.count.stored) if self._single and f.is_floating_point]
+        wrapping = [field.dtype == np.uint64 for field in self.columns]
+        if not floats and not any(wrapping):
             return
-        exact, each = int(2 / _epsilon(kind)), torch.arange(len(counts), device=counts.device)
-        for field, values, row_of in [(self.count, counts, each), *columns]:
-            for at in (values >= exact).nonzero()[:1, 0].tolist():
-                raise ValueError(
-                    f"row {int(row_of[at])}: {field.name} holds {int(values[at])}, which may be "
-                    f"another number, rounded: {kind} counts exactly below {exact} only; pass the "
-                    "list as integers, or as floats of more bits"
+        kind = max(floats, key=lambda f: torch.finfo(f).eps, default=torch.int64)
+        most = int(2 / torch.finfo(kind).eps) - 1 if floats else 2**63 - 1
+        for field, values, row_of in self.numbers(actions, counts, rows):
+            wrong = values > most
+            if field.dtype == np.uint64:
+                wrong |= values < 0
+            for at in wrong.nonzero()[:1, 0].tolist():
+                value = int(values[at])
+                why = (
+                    f"{value % 2**64}, beyond int64; values of a tuple are at most {2**63 - 1}"
+                    if value < 0
+                    else f"{value}, which may be another number, rounded: {kind} counts exactly "
+                    f"below {most + 1} only; pass the list as integers, or as floats of more bits"
                 )
-
-    def _whole(self, values: Tensor, name: str, rows: Tensor | None = None) -> Tensor:
-        """Integers from a field that may hold whole floats; ``rows`` as of each value."""
-        if values.is_floating_point():
-            broken = (values != values.floor()) | (values.abs() >= 2.0**63)
-            if broken.any():
-                at = int(broken.nonzero()[0, 0])
-                row = at if rows is None else int(rows[at])
-                raise ValueError(
-                    f"row {row}: {name} holds {values[at].item()}, which is not a whole number "
-                    "of 64 bits"
-                )
-        return values.to(torch.int64)
+                raise ValueError(f"row {int(row_of[at])}: {field.name} holds {why}")
 
 
-def _epsilon(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
+def _listed(struct: Struct, name: str) -> Field:
+    """A field that may be of the list."""
+    field = struct.find(name)
+    # Where all share one dtype, the list may be stored as whole floats.
+    if field.dtype.kind not in ("iu" if struct.single is None else "iuf"):
+        raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
+    return field
+
+
+def _columns(struct: Struct, actions: str | Sequence[str]) -> list[Field]:
+    """The (K,) field of each of a tuple's values."""
+    if isinstance(actions, str):
+        field = _listed(struct, actions)
+        if len(field.shape) != 2:
+            raise ValueError(
+                f"field {actions!r} must be (K, H), it is {field.shape}; for a field a slot "
+                "pass their names as a tuple"
+            )
+        if not field.shape[1]:
+            raise ValueError(f"field {actions!r} is {field.shape}: its tuples have no values")
+        column = replace(field, shape=field.shape[:1], strides=field.strides[:1])
+        return [
+            replace(column, name=f"{actions}[:, {j}]", offset=field.offset + j * field.strides[1])
+            for j in range(field.shape[1])
+        ]
+    columns = [_listed(struct, name) for name in actions]
+    if not columns:
+        raise ValueError("actions names no field")
+    for column in columns:
+        if len(column.shape) != 1 or column.shape != columns[0].shape:
+            raise ValueError(
+                f"the fields of a tuple must all be (K,): {columns[0].name!r} is "
+                f"{columns[0].shape}, {column.name!r} is {column.shape}"
+            )
+    return columns
+
+
+def _whole(values: Tensor, field: Field, rows: Tensor | None = None) -> Tensor:
+    """Integers from a field that may hold whole floats; ``rows`` as of each value."""
+    if values.is_floating_point():
+        broken = (values != values.floor()) | (values.abs() >= 2.0**63)
+        for at, *_ in broken.nonzero()[:1].tolist():
+            row = at if rows is None else int(rows[at])
+            raise ValueError(
+                f"row {row}: {field.name} holds {values[at].item()}, which is not a whole number "
+                "of 64 bits"
+            )
+    return values.to(torch.int64)
