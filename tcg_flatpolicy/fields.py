@@ -66,12 +66,10 @@ class Field:
         return copy.view(self.stored).squeeze(-1)
 
     def gather(self, data: Tensor, at: Tensor, numbers: int) -> Tensor:
-        """(N, numbers) that follow one another in memory, the first of each N one of this field.
+        """(N, numbers) that follow one another in (B, nbytes) uint8, of this field's dtype.
 
-        Args:
-            data: (B, nbytes) uint8.
-            at: (N,) int64, bytes from the field's offset on, sums of whole rows and strides.
-            numbers: how many, all of the field's dtype.
+        They begin ``at`` (N,) int64 bytes from the field's offset on, each a sum of whole rows and
+        of the field's strides.
         """
         size = self.dtype.itemsize * numbers
         flat = data.view(-1)
@@ -254,16 +252,11 @@ def _bytes(rows: Tensor) -> Tensor:
 def _changed(values: Tensor, cast: Tensor) -> Tensor:
     """Which values a cast does not hold exactly; NaN stays NaN."""
     changed = cast.to(values.dtype) != values
-    changed |= _negative(cast) != _negative(values)  # -1 and 255 are the same byte
+    if cast.dtype.is_signed != values.dtype.is_signed:
+        changed |= (cast if cast.dtype.is_signed else values) < 0  # -1 and 255 are the same byte
     if not cast.is_floating_point() or values.dtype == torch.bool:
         return changed
     if values.is_floating_point():
         return changed & ~values.isnan()
     # Rounded up beyond the largest: what the cast back makes of it is the machine's choice.
     return changed | (cast >= float(torch.iinfo(values.dtype).max + 1))
-
-
-def _negative(numbers: Tensor) -> Tensor:
-    if numbers.dtype.is_signed:
-        return numbers < 0
-    return torch.zeros_like(numbers, dtype=torch.bool)  # torch compares not all unsigned integers

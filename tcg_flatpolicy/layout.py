@@ -18,16 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy.fields import Field, Struct, resolve
 from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.listing import Column, Listing, ListView, Number
+from tcg_flatpolicy.listing import Listing, Names
 from tcg_flatpolicy.packing import places
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.wrapping import env_attribute, env_layers, is_emulation
 
 
-class LegalLayout(Struct):
+class LegalLayout(Listing):
     """Reads and writes the legal list, and reads any other field, of flat observations.
 
     Build one with :meth:`from_dtype` or :meth:`from_env`. Two are equal if dtype, count and actions
@@ -36,22 +35,14 @@ class LegalLayout(Struct):
 
     def __init__(
         self,
-        dtype: np.dtype[Any],
+        dtype: npt.DTypeLike,
         count: str,
-        actions: str | Sequence[str],
+        actions: Names,
         spec: ActionSpec | None = None,
         dropped: Dropped | None = None,
     ) -> None:
-        super().__init__(np.dtype(dtype))
-        self.count_name = count
-        self.action_names = actions if isinstance(actions, str) else tuple(actions)
-        self.spec = spec
-        self.dropped = dropped
-        self._listing = Listing(self, count, self.action_names)
-        self.count, self.columns = self._listing.count, self._listing.columns
-        """Where the number of tuples is; and one (K,) field a tuple value, primary first."""
-        self.padding = self._listing.room
-        """K: how many tuples the list has room for."""
+        super().__init__(dtype, count, actions)
+        self.spec, self.dropped = spec, dropped
         if spec is not None and len(self.columns) != 1 + spec.slots:
             raise ValueError(
                 f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
@@ -79,27 +70,25 @@ class LegalLayout(Struct):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LegalLayout):
             return NotImplemented
-        return (self.dtype, self._listing.names) == (other.dtype, other._listing.names)
+        return self._place() == other._place()
 
     def __hash__(self) -> int:
-        return hash((self.dtype, self._listing.names))
+        return hash(self._place())
+
+    def _place(self) -> tuple[Any, ...]:
+        return self.dtype, self.count_name, self.action_names
 
     @classmethod
     def from_dtype(
-        cls,
-        dtype: npt.DTypeLike,
-        count: str,
-        actions: str | Sequence[str],
-        spec: ActionSpec | None = None,
+        cls, dtype: npt.DTypeLike, count: str, actions: Names, spec: ActionSpec | None = None
     ) -> LegalLayout:
-        """From the structured dtype of an observation.
+        """From the structured dtype of an observation, with whatever offsets and nesting it has.
 
         Args:
-            dtype: NumPy structured dtype with whatever offsets, padding and nesting the engine has.
-            count: name of the integer that says how many tuples are legal; dots reach into nested
-                structs.
+            dtype: of NumPy.
+            count: name of the integer that says how many tuples are legal; dots reach into structs.
             actions: name of a (K, H) integer field, or H names of (K,) fields, primary first.
-            spec: when given, :meth:`read` also checks each value against its role's range, and an
+            spec: if given, :meth:`read` also checks each value against its role's range, and an
                 empty row plays the spec's no-op.
 
         Raises:
@@ -107,15 +96,11 @@ class LegalLayout(Struct):
             TypeError: a field of another dtype than integers.
             ValueError: a field of another shape, or another number of values than the spec has.
         """
-        return cls(np.dtype(dtype), count, actions, spec)
+        return cls(dtype, count, actions, spec)
 
     @classmethod
     def from_env(
-        cls,
-        env: Any,
-        count: str,
-        actions: str | Sequence[str],
-        spec: ActionSpec | None = None,
+        cls, env: Any, count: str, actions: Names, spec: ActionSpec | None = None
     ) -> LegalLayout:
         """From an environment under PufferLib's emulation, found through ``.env``, ``.driver_env``.
 
@@ -139,17 +124,15 @@ class LegalLayout(Struct):
     def with_spec(self, spec: ActionSpec, dropped: Dropped | None = None) -> LegalLayout:
         """The same layout, reading for this spec.
 
-        Args:
-            spec: what tuples mean.
-            dropped: if given, listed tuples that are not within the spec are left out, counted and
-                warned of by it, and do not raise.
+        With ``dropped``, listed tuples outside the spec do not raise: it leaves them out, counts
+        them and warns of them.
         """
         return LegalLayout(self.dtype, self.count_name, self.action_names, spec, dropped)
 
     # ---- reading
 
     def read(self, observations: Tensor) -> LegalActions:
-        """The legal lists of a batch of observations.
+        """The legal lists of B observations, as listed (repeats included).
 
         Inside torch.compile this is one operator of the graph, whatever the number of tuples.
 
@@ -157,15 +140,12 @@ class LegalLayout(Struct):
             observations: (B, nbytes) uint8, or (B, numbers) of one dtype where all fields share
                 one; whole floats are allowed for the list then.
 
-        Returns:
-            LegalActions of B rows, as listed (repeats included).
-
         Raises:
             TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of columns, a value that the layout's dtype does not hold
-                exactly; a count outside 0..K, a value of the list that is not whole, negative,
-                beyond int64, so large that its floating dtype may have rounded it, or (with a spec)
-                outside its role's range, naming the row. With ``dropped``: a list with nothing
+            ValueError: another number of columns, or a value that the layout's dtype does not hold
+                exactly. Naming the row: a count outside 0..K; a value of the list that is not
+                whole, negative, beyond int64, so large that its floating dtype may have rounded it,
+                or (with a spec) outside its role's range. With ``dropped``: a list with nothing
                 within the spec.
         """
         return self._read(observations, distinct=False)
@@ -181,7 +161,7 @@ class LegalLayout(Struct):
                 actions, counts, noop, self._sizes, distinct=distinct, packing=(rows, starts)
             )
         data = self.as_bytes(observations)
-        actions, counts, rows, starts = self._listing.read(data, observations.dtype)
+        actions, counts, rows, starts = self._read_list(data, observations.dtype)
         noop = self._noop.to(actions.device)
         if self.spec is None:
             legal = LegalActions(actions, counts, noop)  # checks that none is negative
@@ -196,17 +176,17 @@ class LegalLayout(Struct):
         return legal.distinct() if distinct else legal
 
     def field(self, observations: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
-        """Any field by its dotted name.
+        """Any field by its dotted name, such as ``"me.hp"``.
 
         Args:
             observations: as for :meth:`read`; or a mapping {name: (B, *shape)} of fields that were
                 taken apart before, of which the named one is returned as it is.
-            name: such as ``"me.hp"``.
+            name: of :meth:`fields`.
 
         Returns:
-            (B, *shape of the field), without gradient, in the field's own dtype, of which it may
-            share memory with the observations; but uint16 as int32 and uint32 as int64, for which
-            torch has operations. uint64 stays, as no dtype of torch is wider: take its bits by
+            (B, *shape of the field), without gradient, of the field's own dtype, perhaps sharing
+            memory with the observations; but uint16 as int32 and uint32 as int64, for which torch
+            has operations. uint64 stays, as torch has no wider dtype: take its bits by
             ``.view(torch.int64)``, or ``.double()``.
 
         Raises:
@@ -220,28 +200,6 @@ class LegalLayout(Struct):
             return found
         field = self.find(name)
         return field.view(self.as_bytes(observations)).to(field.torch_dtype)
-
-    def is_legal_list(self, field: Field) -> bool:
-        """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
-        actions = (self.action_names,) if isinstance(self.action_names, str) else self.action_names
-        return field.name in (self.count_name, *actions)
-
-    def list_view(self) -> ListView:
-        """Where the list lies in the rows of :meth:`as_bytes`, in plain integers.
-
-        Raises:
-            TypeError: a list that is stored as floats.
-        """
-        for field in (self.count, *self.columns):
-            if field.dtype.kind not in "iu":
-                raise TypeError(f"field {field.name!r} must be integers, it is {field.dtype}")
-        kinds = [(c.dtype.itemsize, c.dtype.kind == "i") for c in (self.count, *self.columns)]
-        columns = [
-            Column(column.offset, column.strides[0], *kind)
-            for column, kind in zip(self.columns, kinds[1:], strict=True)
-        ]
-        counts = Number(self.count.offset, *kinds[0])
-        return ListView(self.dtype.itemsize, counts, tuple(columns), self.padding)
 
     # ---- writing
 
@@ -276,7 +234,7 @@ class LegalLayout(Struct):
                     f"in {self.action_names}; give the field more room"
                 )
         legal = LegalActions.from_lists(lists, slots=len(self.columns) - 1)
-        for field, whole, rows in self._listing.numbers(legal.actions, legal.counts, legal.rows):
+        for field, whole, rows in self._numbers(legal.actions, legal.counts, legal.rows):
             numbers = whole.numpy()
             with np.errstate(over="ignore", invalid="ignore"):
                 wrong = numbers.astype(field.dtype).astype(np.int64) != numbers
@@ -293,16 +251,6 @@ class LegalLayout(Struct):
         for column, values in zip(columns, legal.actions.numpy().T, strict=True):
             column[...] = 0
             column[at] = values
-
-    def list_arrays(
-        self, records: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
-        """Views of the list in (B,) records: counts (B,), and (B, K) a tuple value."""
-        counts = resolve(records, self.count_name)
-        counts = counts[:, 0] if counts.ndim > 1 else counts
-        if isinstance(self.action_names, str):
-            return counts, list(np.moveaxis(resolve(records, self.action_names), -1, 0))
-        return counts, [resolve(records, name) for name in self.action_names]
 
     def __repr__(self) -> str:
         return (

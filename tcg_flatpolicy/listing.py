@@ -11,31 +11,28 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy.fields import Field, Struct
+from tcg_flatpolicy.fields import Field, Struct, resolve
 from tcg_flatpolicy.packing import pack, pack_arrays, places
+
+Names: TypeAlias = str | Sequence[str]
+"""Of the fields of tuples: a (K, H) one, or H of (K,), primary first."""
 
 Packed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """actions (N, H), counts (B,), rows (N,), starts (B,), all int64."""
 
 
 class Number(NamedTuple):
-    """An integer of each row: its offset in the row and its size, in bytes."""
+    """An integer in (B, nbytes) uint8, all in bytes: of each row, or of each of a row's tuples."""
 
     offset: int
     size: int
     signed: bool
-
-
-class Column(NamedTuple):
-    """An integer of each of a row's K tuples, ``stride`` bytes apart, the first at ``offset``."""
-
-    offset: int
     stride: int
-    size: int
-    signed: bool
+    """From one tuple to the next; 0 for an integer of the row."""
 
 
 class ListView(NamedTuple):
@@ -43,66 +40,121 @@ class ListView(NamedTuple):
 
     row_bytes: int
     counts: Number
-    columns: tuple[Column, ...]
+    columns: tuple[Number, ...]
     """H, primary first."""
     room: int
     """K."""
 
 
-class Listing:
-    """The count and the columns of a list in a struct.
+class Listing(Struct):
+    """Observations with a list of integer tuples, whatever they mean."""
 
-    Args:
-        struct: what an observation is.
-        count: name of the number of tuples.
-        actions: name of a (K, H) field, or H names of (K,) fields.
-
-    Raises:
-        KeyError: no field of that name.
-        TypeError: a field of another dtype than integers; whole floats are taken where all of the
-            struct's numbers share one dtype.
-        ValueError: a field of another shape.
-    """
-
-    def __init__(self, struct: Struct, count: str, actions: str | Sequence[str]) -> None:
-        self.row_bytes, self.names = struct.dtype.itemsize, (count, actions)
-        self._single = struct.single is not None
-        self.count = _listed(struct, count)
+    def __init__(self, dtype: npt.DTypeLike, count: str, actions: Names) -> None:
+        super().__init__(np.dtype(dtype))
+        self.count_name = count
+        self.action_names = actions if isinstance(actions, str) else tuple(actions)
+        self.count = self._integers(count)
+        """Where the number of tuples is."""
         if self.count.shape not in ((), (1,)):
             raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
-        self.columns = _columns(struct, actions)
-        self.room = self.columns[0].shape[0]
-
+        self.columns = self._columns()
+        """One (K,) field a tuple value, primary first."""
         first, width = self.columns[0], len(self.columns)
+        self.padding = first.shape[0]
+        """K: how many tuples the list has room for."""
+
         size, offsets = first.dtype.itemsize, [column.offset for column in self.columns]
         alike = first.dtype.kind in "iu" and all(
             (column.dtype, column.strides) == (first.dtype, first.strides)
             for column in self.columns
         )
-        steps = [self.row_bytes, *first.strides, *offsets]
+        steps = [self.dtype.itemsize, *first.strides, *offsets]
         self._even = alike and all(step % size == 0 for step in steps)
         """Whether the list is integers of one dtype, each column alike and none at an odd place."""
         together = alike and offsets == [first.offset + j * size for j in range(width)]
         self._pieces = [(first, width)] if together else [(column, 1) for column in self.columns]
-        """What of a tuple is read at once: from a field on, so many integers."""
+        """What of a tuple is read at once: from a field on, so many numbers."""
 
-    def numbers(self, actions: Tensor, counts: Tensor, rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    def _integers(self, name: str) -> Field:
+        field = self.find(name)
+        # Where all numbers share one dtype, the list may be stored as whole floats.
+        if field.dtype.kind not in ("iu" if self.single is None else "iuf"):
+            raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
+        return field
+
+    def _columns(self) -> list[Field]:
+        if isinstance(self.action_names, str):
+            field = self._integers(self.action_names)
+            if len(field.shape) != 2:
+                raise ValueError(
+                    f"field {field.name!r} must be (K, H), it is {field.shape}; for a field a slot "
+                    "pass their names as a tuple"
+                )
+            room, width = field.shape
+            if not width:
+                raise ValueError(
+                    f"field {field.name!r} is {field.shape}: its tuples have no values"
+                )
+            step, between = field.strides
+            column = replace(field, shape=(room,), strides=(step,))
+            return [
+                replace(column, name=f"{field.name}[:, {j}]", offset=field.offset + j * between)
+                for j in range(width)
+            ]
+        columns = [self._integers(name) for name in self.action_names]
+        if not columns:
+            raise ValueError("actions names no field")
+        first = columns[0]
+        for column in columns:
+            if len(column.shape) != 1 or column.shape != first.shape:
+                raise ValueError(
+                    f"the fields of a tuple must all be (K,): {first.name!r} is {first.shape}, "
+                    f"{column.name!r} is {column.shape}"
+                )
+        return columns
+
+    def is_legal_list(self, field: Field) -> bool:
+        """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
+        names = [self.action_names] if isinstance(self.action_names, str) else self.action_names
+        return field.name in (self.count_name, *names)
+
+    def list_view(self) -> ListView:
+        """Where the list lies in the rows of :meth:`as_bytes`, in plain integers.
+
+        Raises:
+            TypeError: a list that is stored as floats.
+        """
+        if self.count.dtype.kind == "f":  # as all are then
+            raise TypeError(f"field {self.count.name!r} must be integers, it is {self.count.dtype}")
+        counts, *columns = (
+            Number(
+                f.offset,
+                f.dtype.itemsize,
+                f.dtype.kind == "i",
+                0 if f is self.count else f.strides[0],
+            )
+            for f in (self.count, *self.columns)
+        )
+        return ListView(self.dtype.itemsize, counts, tuple(columns), self.padding)
+
+    def list_arrays(
+        self, records: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
+        """Views of the list in (B,) records: counts (B,), and (B, K) a tuple value."""
+        counts = resolve(records, self.count_name)
+        counts = counts[:, 0] if counts.ndim > 1 else counts
+        if isinstance(self.action_names, str):
+            return counts, list(np.moveaxis(resolve(records, self.action_names), -1, 0))
+        return counts, [resolve(records, name) for name in self.action_names]
+
+    def _numbers(self, actions: Tensor, counts: Tensor, rows: Tensor) -> Iterator[tuple[Any, ...]]:
         """(field, its values (n,), their rows (n,)): the count, then each value of a tuple."""
         yield self.count, counts, torch.arange(len(counts), device=counts.device)
         for j, field in enumerate(self.columns):
             yield field, actions[:, j], rows
 
-    def read(self, data: Tensor, given: torch.dtype) -> Packed:
-        """The tuples that are listed.
-
-        Args:
-            data: (B, nbytes) uint8, contiguous.
-            given: what dtype the numbers had when they were handed over.
-
-        Raises:
-            ValueError: a count outside 0..K; a number that is not whole, beyond int64, or so large
-                that its floating dtype may have rounded it.
-        """
+    def _read_list(self, data: Tensor, given: torch.dtype) -> Packed:
+        """Of (B, nbytes) uint8, contiguous, that were handed over as numbers of a dtype."""
         by_numpy = self._even and data.device.type == "cpu" and len(data)
         packed = self._read_by_numpy(data) if by_numpy else self._read_by_torch(data)
         self._check_exact(given, *packed[:3])
@@ -111,7 +163,7 @@ class Listing:
     def _read_by_torch(self, data: Tensor) -> Packed:
         said = self.count.view(data).reshape(len(data)).clone()  # environments write there
         counts = _whole(said, self.count)
-        if ((counts < 0) | (counts > self.room)).any():
+        if ((counts < 0) | (counts > self.padding)).any():
             raise self._overflow(counts.tolist())
         rows, starts = pack(counts)
         place = places(rows, starts)
@@ -128,7 +180,7 @@ class Listing:
         batch, nbytes = raw.shape
         where = np.ndarray(batch, self.count.dtype, raw, self.count.offset, (nbytes,))
         counts = where.astype(np.int64)
-        if counts.min() < 0 or counts.max() > self.room:
+        if counts.min() < 0 or counts.max() > self.padding:
             raise self._overflow(counts.tolist())
         rows, starts = pack_arrays(counts)
 
@@ -147,74 +199,39 @@ class Listing:
 
     def _overflow(self, counts: list[int]) -> ValueError:
         """Of counts as int64, one of which lies outside 0..K."""
-        row, count = next((r, n) for r, n in enumerate(counts) if not 0 <= n <= self.room)
+        row, count = next((r, n) for r, n in enumerate(counts) if not 0 <= n <= self.padding)
         if self.count.dtype == np.uint64:
             count %= 2**64
         return ValueError(
-            f"row {row}: {self.names[0]} says {count} legal actions, outside "
-            f"0..{self.room}, the room of {self.names[1]}"
+            f"row {row}: {self.count_name} says {count} legal actions, outside "
+            f"0..{self.padding}, the room of {self.action_names}"
         )
 
     def _check_exact(
         self, given: torch.dtype, actions: Tensor, counts: Tensor, rows: Tensor
     ) -> None:
         """Refuses numbers of the list that may be others, rounded or wrapped."""
-        floats = [f for f in (given, self.count.stored) if self._single and f.is_floating_point]
-        wrapping = [field.dtype == np.uint64 for field in self.columns]
-        if not floats and not any(wrapping):
+        kinds = () if self.single is None else (given, self.count.stored)
+        floats = [kind for kind in kinds if kind.is_floating_point]
+        if not floats and all(field.dtype != np.uint64 for field in self.columns):
             return
-        kind = max(floats, key=lambda f: torch.finfo(f).eps, default=torch.int64)
-        most = int(2 / torch.finfo(kind).eps) - 1 if floats else 2**63 - 1
-        for field, values, row_of in self.numbers(actions, counts, rows):
+        coarsest = max(floats, key=lambda f: torch.finfo(f).eps, default=None)
+        most = 2**63 - 1 if coarsest is None else int(2 / torch.finfo(coarsest).eps) - 1
+        for field, values, row_of in self._numbers(actions, counts, rows):
             wrong = values > most
             if field.dtype == np.uint64:
                 wrong |= values < 0
             for at in wrong.nonzero()[:1, 0].tolist():
                 value = int(values[at])
-                why = (
-                    f"{value % 2**64}, beyond int64; values of a tuple are at most {2**63 - 1}"
-                    if value < 0
-                    else f"{value}, which may be another number, rounded: {kind} counts exactly "
-                    f"below {most + 1} only; pass the list as integers, or as floats of more bits"
+                why = f"beyond int64; values of a tuple are at most {2**63 - 1}"
+                if value >= 0:
+                    why = (
+                        f"which may be another number, rounded: {coarsest} counts exactly below "
+                        f"{most + 1} only; pass the list as integers, or as floats of more bits"
+                    )
+                raise ValueError(
+                    f"row {int(row_of[at])}: {field.name} holds {value % 2**64}, {why}"
                 )
-                raise ValueError(f"row {int(row_of[at])}: {field.name} holds {why}")
-
-
-def _listed(struct: Struct, name: str) -> Field:
-    """A field that may be of the list."""
-    field = struct.find(name)
-    # Where all share one dtype, the list may be stored as whole floats.
-    if field.dtype.kind not in ("iu" if struct.single is None else "iuf"):
-        raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
-    return field
-
-
-def _columns(struct: Struct, actions: str | Sequence[str]) -> list[Field]:
-    """The (K,) field of each of a tuple's values."""
-    if isinstance(actions, str):
-        field = _listed(struct, actions)
-        if len(field.shape) != 2:
-            raise ValueError(
-                f"field {actions!r} must be (K, H), it is {field.shape}; for a field a slot "
-                "pass their names as a tuple"
-            )
-        if not field.shape[1]:
-            raise ValueError(f"field {actions!r} is {field.shape}: its tuples have no values")
-        column = replace(field, shape=field.shape[:1], strides=field.strides[:1])
-        return [
-            replace(column, name=f"{actions}[:, {j}]", offset=field.offset + j * field.strides[1])
-            for j in range(field.shape[1])
-        ]
-    columns = [_listed(struct, name) for name in actions]
-    if not columns:
-        raise ValueError("actions names no field")
-    for column in columns:
-        if len(column.shape) != 1 or column.shape != columns[0].shape:
-            raise ValueError(
-                f"the fields of a tuple must all be (K,): {columns[0].name!r} is "
-                f"{columns[0].shape}, {column.name!r} is {column.shape}"
-            )
-    return columns
 
 
 def _whole(values: Tensor, field: Field, rows: Tensor | None = None) -> Tensor:
