@@ -130,9 +130,9 @@ class Struct:
         self.dtype = dtype
         self._found: dict[str, Field] = {}
         leaves = [resolve(np.zeros(1, dtype), name) for name in leaf_names(dtype)]
-        alike = all(leaf.dtype == leaves[0].dtype for leaf in leaves)
+        kinds = {leaf.dtype for leaf in leaves}
         filled = sum(leaf.nbytes for leaf in leaves) == dtype.itemsize
-        self.single = leaves[0].dtype if leaves and alike and filled else None
+        self.single = kinds.pop() if len(kinds) == 1 and filled else None
         """The dtype of all numbers, if they share one and lie without a gap."""
 
     def find(self, name: str) -> Field:
@@ -184,13 +184,13 @@ class Struct:
         # it is not the numbers that fit, the bytes may.
         if columns * observations.itemsize == size and (given == torch.uint8 or columns != numbers):
             return _bytes(observations)
-        if self.single is None:
-            if given == torch.uint8:
-                raise ValueError(f"observations have {columns} bytes, the layout {size}")
+        if self.single is None and given != torch.uint8:
             raise TypeError(
                 f"observations are {given}, but fields of several dtypes are read from bytes: "
                 f"pass (B, {size}) uint8"
             )
+        if self.single is None:
+            raise ValueError(f"observations have {columns} bytes, the layout {size}")
         if columns != numbers:
             raise ValueError(f"observations have {columns} columns, the layout {numbers}")
         cast = observations.to(STORED[self.single])

@@ -54,9 +54,9 @@ class Dropped:
         self.count += len(listings)
         primaries = legal.actions[listings, 0].tolist()
         slots = wrong[listings].int().argmax(1).tolist()
-        for at, *kind in zip(listings.tolist(), primaries, slots, strict=True):
-            if tuple(kind) not in self.kinds:
-                self.kinds.add(tuple(kind))
+        for at, primary, slot in zip(listings.tolist(), primaries, slots, strict=True):
+            if (primary, slot) not in self.kinds:
+                self.kinds.add((primary, slot))
                 warnings.warn(
                     f"{_described(legal, at, spec)}. It is dropped, as later ones of this kind "
                     "are, without a warning",
