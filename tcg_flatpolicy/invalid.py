@@ -39,12 +39,10 @@ class Dropped:
         limits = torch.as_tensor(spec.limits, device=legal.actions.device)
         known = legal.actions[:, 0].clamp(0, len(limits) - 1)
         wrong = (legal.actions < 0) | (legal.actions >= limits.index_select(0, known))
-        drop = wrong.any(1)
-        if not drop.any():
+        keep = ~wrong.any(1)
+        if keep.all():
             return legal
-        keep = ~drop
-        rows = legal.rows[keep]
-        counts = torch.zeros_like(legal.counts).index_add_(0, rows, torch.ones_like(rows))
+        counts = torch.zeros_like(legal.counts).index_add_(0, legal.rows, keep.to(torch.int64))
         emptied = (counts == 0) & (legal.counts > 0)
         if emptied.any():
             at = int(legal.starts[emptied][0])
@@ -52,19 +50,19 @@ class Dropped:
                 f"{_described(legal, at, spec)}; nothing else in the row's list is within the "
                 "spec, so dropping it leaves no legal action"
             )
-        listings = drop.nonzero()[:, 0]
-        primaries = legal.actions[listings, 0].tolist()
-        kinds = list(zip(primaries, wrong[listings].int().argmax(1).tolist(), strict=True))
-        new = {kind: int(listings[kinds.index(kind)]) for kind in set(kinds) - self.kinds}
+        listings = (~keep).nonzero()[:, 0]
         self.count += len(listings)
-        self.kinds |= new.keys()
-        for at in sorted(new.values()):
-            warnings.warn(
-                f"{_described(legal, at, spec)}. It is dropped, as later ones of this kind are, "
-                "without a warning",
-                InvalidActionWarning,
-                stacklevel=2,
-            )
+        primaries = legal.actions[listings, 0].tolist()
+        slots = wrong[listings].int().argmax(1).tolist()
+        for at, primary, slot in zip(listings.tolist(), primaries, slots, strict=True):
+            if (primary, slot) not in self.kinds:
+                self.kinds.add((primary, slot))
+                warnings.warn(
+                    f"{_described(legal, at, spec)}. It is dropped, as later ones of this kind "
+                    "are, without a warning",
+                    InvalidActionWarning,
+                    stacklevel=2,
+                )
         return LegalActions.trusted(legal.actions[keep], counts, legal.noop, spec.nvec.tolist())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy import fields, forms
-from tcg_flatpolicy.fields import Field
 from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
-from tcg_flatpolicy.listing import Listing, ListView
+from tcg_flatpolicy.listing import Listing, Names
 from tcg_flatpolicy.packing import places
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.wrapping import env_attribute, env_layers, is_emulation
 
 
-class LegalLayout:
+class LegalLayout(Listing):
     """Reads and writes the legal list, and reads any other field, of flat observations.
 
     Build one with :meth:`from_dtype` or :meth:`from_env`. Two are equal if dtype, count and actions
@@ -38,27 +36,14 @@ class LegalLayout:
 
     def __init__(
         self,
-        dtype: np.dtype[Any],
+        dtype: npt.DTypeLike,
         count: str,
-        actions: str | Sequence[str],
+        actions: Names,
         spec: ActionSpec | None = None,
         dropped: Dropped | None = None,
     ) -> None:
-        if np.dtype(dtype).names is None:
-            raise TypeError(
-                f"an observation needs a structured dtype with named fields, got {dtype}"
-            )
-        self.dtype = np.dtype(dtype)
-        self.count_name = count
-        self.action_names = actions if isinstance(actions, str) else tuple(actions)
-        self.spec = spec
-        self.dropped = dropped
-        self._fields: dict[str, Field] = {}
-        self._listing = Listing(self.dtype, count, self.action_names)
-        self.count, self.columns = self._listing.count, self._listing.columns
-        """Where the number of tuples is; and one (K,) field a tuple value, primary first."""
-        self.padding = self._listing.room
-        """K: how many tuples the list has room for."""
+        super().__init__(dtype, count, actions)
+        self.spec, self.dropped = spec, dropped
         if spec is not None and len(self.columns) != 1 + spec.slots:
             raise ValueError(
                 f"the layout's tuples have {len(self.columns)} values, the spec's {1 + spec.slots}"
@@ -73,16 +58,14 @@ class LegalLayout:
         self._enter()
 
     def _enter(self) -> None:
-        number = next(_NUMBERS)
-        self.handle = number
+        self.handle = next(_NUMBERS)
         """Where the operators of a compiled graph, which take no objects, find this layout.
 
         Layouts that read alike share one, so that their policies share a graph; one that counts
         what it drops has its own."""
         if self.dropped is None:
-            self.handle = _HANDLES.setdefault((self, self.spec), number)
-        if self.handle == number:
-            _LAYOUTS[number] = self
+            self.handle = _HANDLES.setdefault((self, self.spec), self.handle)
+        _LAYOUTS.setdefault(self.handle, self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of one from another process, too."""
@@ -102,20 +85,15 @@ class LegalLayout:
 
     @classmethod
     def from_dtype(
-        cls,
-        dtype: npt.DTypeLike,
-        count: str,
-        actions: str | Sequence[str],
-        spec: ActionSpec | None = None,
+        cls, dtype: npt.DTypeLike, count: str, actions: Names, spec: ActionSpec | None = None
     ) -> LegalLayout:
-        """From the structured dtype of an observation.
+        """From the structured dtype of an observation, with whatever offsets and nesting it has.
 
         Args:
-            dtype: NumPy structured dtype with whatever offsets, padding and nesting the engine has.
-            count: name of the integer that says how many tuples are legal; dots reach into nested
-                structs.
+            dtype: of NumPy.
+            count: name of the integer that says how many tuples are legal; dots reach into structs.
             actions: name of a (K, H) integer field, or H names of (K,) fields, primary first.
-            spec: when given, :meth:`read` also checks each value against its role's range, and an
+            spec: if given, :meth:`read` also checks each value against its role's range, and an
                 empty row plays the spec's no-op.
 
         Raises:
@@ -123,21 +101,16 @@ class LegalLayout:
             TypeError: a field of another dtype than integers.
             ValueError: a field of another shape, or another number of values than the spec has.
         """
-        return cls(np.dtype(dtype), count, actions, spec)
+        return cls(dtype, count, actions, spec)
 
     @classmethod
     def from_env(
-        cls,
-        env: Any,
-        count: str,
-        actions: str | Sequence[str],
-        spec: ActionSpec | None = None,
+        cls, env: Any, count: str, actions: Names, spec: ActionSpec | None = None
     ) -> LegalLayout:
-        """From an environment under PufferLib's emulation.
+        """From an environment under PufferLib's emulation, found through ``.env``, ``.driver_env``.
 
-        It is looked for through ``.env`` and ``.driver_env``. A native environment may offer the
-        dtype of its struct as ``observation_dtype`` instead. The spec is the environment's
-        ``action_spec`` where it has one and none is given.
+        A native environment may offer the dtype of its struct as ``observation_dtype`` instead.
+        Where no spec is given, it is the environment's ``action_spec``, if it has one.
 
         Raises:
             TypeError: no structured observation dtype anywhere.
@@ -156,17 +129,15 @@ class LegalLayout:
     def with_spec(self, spec: ActionSpec, dropped: Dropped | None = None) -> LegalLayout:
         """The same layout, reading for this spec.
 
-        Args:
-            spec: what tuples mean.
-            dropped: if given, listed tuples that are not within the spec are left out, counted and
-                warned of by it, and do not raise.
+        With ``dropped``, listed tuples outside the spec do not raise: it leaves them out, counts
+        them and warns of them.
         """
         return LegalLayout(self.dtype, self.count_name, self.action_names, spec, dropped)
 
     # ---- reading
 
     def read(self, observations: Tensor) -> LegalActions:
-        """The legal lists of a batch of observations.
+        """The legal lists of B observations, as listed (repeats included).
 
         Inside torch.compile this is one operator of the graph, whatever the number of tuples.
 
@@ -174,15 +145,12 @@ class LegalLayout:
             observations: (B, nbytes) uint8, or (B, numbers) of one dtype where all fields share
                 one; whole floats are allowed for the list then.
 
-        Returns:
-            LegalActions of B rows, as listed (repeats included).
-
         Raises:
             TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of columns, a value that the layout's dtype does not hold
-                exactly; a count outside 0..K, a value of the list that is not whole, negative,
-                beyond int64, so large that its floating dtype may have rounded it, or (with a spec)
-                outside its role's range, naming the row. With ``dropped``: a list with nothing
+            ValueError: another number of columns, or a value that the layout's dtype does not hold
+                exactly. Naming the row: a count outside 0..K; a value of the list that is not
+                whole, negative, beyond int64, so large that its floating dtype may have rounded it,
+                or (with a spec) outside its role's range. With ``dropped``: a list with nothing
                 within the spec.
         """
         return self._read(observations, distinct=False)
@@ -205,34 +173,31 @@ class LegalLayout:
                 return LegalActions.trusted(
                     actions, counts, self._noop, self._sizes, True, (rows, starts)
                 )
-        legal = self._within_spec(*self._listing.read(data, observations.dtype))
-        return legal.distinct() if distinct else legal
-
-    def _within_spec(
-        self, actions: Tensor, counts: Tensor, rows: Tensor, starts: Tensor
-    ) -> LegalActions:
+        actions, counts, rows, starts = self._read_list(data, observations.dtype)
         noop = self._noop.to(actions.device)
         if self.spec is None:
-            return LegalActions(actions, counts, noop)  # checks that none is negative
-        packing = rows, starts
-        legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=packing)
-        if self.dropped is not None:
-            return self.dropped.drop(legal, self.spec)
-        legal.validate(self.spec)  # says what is wrong
-        return legal
+            legal = LegalActions(actions, counts, noop)  # checks that none is negative
+        else:
+            packing = rows, starts
+            legal = LegalActions.trusted(actions, counts, noop, self._sizes, packing=packing)
+            if self.dropped is not None:
+                legal = self.dropped.drop(legal, self.spec)
+            else:
+                legal.validate(self.spec)  # says what is wrong
+        return legal.distinct() if distinct else legal
 
     def field(self, observations: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
-        """Any field by its dotted name.
+        """Any field by its dotted name, such as ``"me.hp"``.
 
         Args:
             observations: as for :meth:`read`; or a mapping {name: (B, *shape)} of fields that were
                 taken apart before, of which the named one is returned as it is.
-            name: such as ``"me.hp"``.
+            name: of :meth:`fields`.
 
         Returns:
-            (B, *shape of the field), without gradient, in the field's own dtype, of which it may
-            share memory with the observations; but uint16 as int32 and uint32 as int64, for which
-            torch has operations. uint64 stays, as no dtype of torch is wider: take its bits by
+            (B, *shape of the field), without gradient, of the field's own dtype, perhaps sharing
+            memory with the observations; but uint16 as int32 and uint32 as int64, for which torch
+            has operations. uint64 stays, as torch has no wider dtype: take its bits by
             ``.view(torch.int64)``, or ``.double()``.
 
         Raises:
@@ -245,45 +210,7 @@ class LegalLayout:
             found: Tensor = _read_field(observations, self.handle, name)
             return found
         field = self.find(name)
-        return fields.view(self.as_bytes(observations), field).to(field.torch_dtype)
-
-    def find(self, name: str) -> Field:
-        """Where a field lies, by its dotted name.
-
-        Raises:
-            KeyError: no such field.
-            TypeError: a struct, a dtype that torch does not have, or another byte order.
-        """
-        if name not in self._fields:
-            self._fields[name] = fields.find(self.dtype, name)
-        return self._fields[name]
-
-    def fields(self) -> Iterator[Field]:
-        """Every number in the observation: all fields that are not structs, the list included."""
-        yield from (self.find(name) for name in fields.leaf_names(self.dtype))
-
-    def is_legal_list(self, field: Field) -> bool:
-        """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
-        actions = (self.action_names,) if isinstance(self.action_names, str) else self.action_names
-        return field.name in (self.count_name, *actions)
-
-    def list_view(self) -> ListView:
-        """Where the list lies in the rows of :meth:`as_bytes`, in plain integers.
-
-        Raises:
-            TypeError: a list that is stored as floats.
-        """
-        return self._listing.view()
-
-    def as_bytes(self, observations: Tensor) -> Tensor:
-        """(B, nbytes) uint8, contiguous, of observations in any of the forms that read takes.
-
-        Raises:
-            TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of columns, or a value that the layout's dtype does not hold
-                exactly, naming row and field.
-        """
-        return forms.as_bytes(observations, self.dtype, self._listing.single)
+        return field.view(self.as_bytes(observations)).to(field.torch_dtype)
 
     # ---- writing
 
@@ -318,46 +245,23 @@ class LegalLayout:
                     f"in {self.action_names}; give the field more room"
                 )
         legal = LegalActions.from_lists(lists, slots=len(self.columns) - 1)
-        values, rows, counts = legal.actions.numpy(), legal.rows.numpy(), legal.counts.numpy()
-        for field, numbers, at in [
-            (self.count, counts, np.arange(len(counts))),
-            *((field, values[:, j], rows) for j, field in enumerate(self.columns)),
-        ]:
+        for field, whole, rows in self._numbers(legal.actions, legal.counts, legal.rows):
+            numbers = whole.numpy()
             with np.errstate(over="ignore", invalid="ignore"):
                 wrong = numbers.astype(field.dtype).astype(np.int64) != numbers
             if field.dtype.kind == "f":
                 wrong |= numbers >= 2 / np.finfo(field.dtype).eps  # read could not tell it
             for n in np.flatnonzero(wrong)[:1]:
                 raise ValueError(
-                    f"row {int(at[n])}: {int(numbers[n])} does not fit {field.name}, which is "
+                    f"row {int(rows[n])}: {int(numbers[n])} does not fit {field.name}, which is "
                     f"{field.dtype}"
                 )
-        said, columns = self.list_arrays(records)
-        said[...] = counts
-        place = places(legal.rows, legal.starts).numpy()
-        for j, column in enumerate(columns):
+        counts, columns = self.list_arrays(records)
+        counts[...] = legal.counts.numpy()
+        at = legal.rows.numpy(), places(legal.rows, legal.starts).numpy()
+        for column, values in zip(columns, legal.actions.numpy().T, strict=True):
             column[...] = 0
-            column[rows, place] = values[:, j]
-
-    def records(self, observations: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Observations as :meth:`write` takes them, as (B,) records that share their memory.
-
-        Raises:
-            TypeError: observations of a dtype that the layout does not fit.
-            ValueError: another number of bytes, or rows that are not contiguous.
-        """
-        return forms.as_records(observations, self.dtype, self._listing.single)
-
-    def list_arrays(
-        self, records: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
-        """Views of the list in (B,) records: counts (B,), and (B, K) a tuple value."""
-        counts = fields.resolve(records, self.count_name)
-        counts = counts[:, 0] if counts.ndim > 1 else counts
-        if isinstance(self.action_names, str):
-            view = fields.resolve(records, self.action_names)
-            return counts, [view[..., j] for j in range(view.shape[-1])]
-        return counts, [fields.resolve(records, name) for name in self.action_names]
+            column[at] = values
 
     def __repr__(self) -> str:
         return (

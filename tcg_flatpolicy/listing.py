@@ -6,41 +6,33 @@ values in a tuple.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy import fields
-from tcg_flatpolicy.fields import Field
+from tcg_flatpolicy.fields import Field, Struct, resolve
 from tcg_flatpolicy.packing import pack, places
+
+Names: TypeAlias = str | Sequence[str]
+"""Of the fields of tuples: a (K, H) one, or H of (K,), primary first."""
 
 Packed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """actions (N, H), counts (B,), rows (N,), starts (B,), all int64."""
 
 
 class Number(NamedTuple):
-    """An integer of each row."""
+    """An integer in (B, nbytes) uint8, all in bytes: of each row, or of each of a row's tuples."""
 
     offset: int
-    """In bytes, from the row's first."""
     size: int
-    """In bytes."""
     signed: bool
-
-
-class Column(NamedTuple):
-    """An integer of each of a row's K tuples."""
-
-    offset: int
-    """In bytes, from the row's first: of the first tuple."""
     stride: int
-    """In bytes, from one tuple to the next."""
-    size: int
-    """In bytes."""
-    signed: bool
+    """From one tuple to the next; 0 for an integer of the row."""
 
 
 class ListView(NamedTuple):
@@ -48,187 +40,177 @@ class ListView(NamedTuple):
 
     row_bytes: int
     counts: Number
-    columns: tuple[Column, ...]
+    columns: tuple[Number, ...]
     """H, primary first."""
     room: int
     """K."""
 
 
-class Listing:
-    """The count and the columns of a list in a struct.
+class Listing(Struct):
+    """Observations with a list of integer tuples, whatever they mean."""
 
-    Args:
-        dtype: of the struct.
-        count: name of the number of tuples.
-        actions: name of a (K, H) field, or H names of (K,) fields.
-
-    Raises:
-        KeyError: no field of that name.
-        TypeError: a field of another dtype than integers; whole floats are taken where all of the
-            struct's numbers share one dtype.
-        ValueError: a field of another shape.
-    """
-
-    def __init__(self, dtype: np.dtype[Any], count: str, actions: str | Sequence[str]) -> None:
-        self.row_bytes = dtype.itemsize
-        self.single = fields.single_dtype(dtype)
-        """The dtype of all numbers of the struct, if they share one."""
-        self.names = count, actions
-        self.count = self._integer_field(dtype, count)
+    def __init__(self, dtype: npt.DTypeLike, count: str, actions: Names) -> None:
+        super().__init__(np.dtype(dtype))
+        self.count_name = count
+        self.action_names = actions if isinstance(actions, str) else tuple(actions)
+        self.count = self._integers(count)
+        """Where the number of tuples is."""
         if self.count.shape not in ((), (1,)):
             raise ValueError(f"count field {count!r} must be one number, it has {self.count.shape}")
-        self.columns = self._columns(dtype, actions)
-        self.room = self.columns[0].shape[0]
-        self._together = self._tuples_lie_together()
+        self.columns = self._columns()
+        """One (K,) field a tuple value, primary first."""
+        first, width = self.columns[0], len(self.columns)
+        self.padding = first.shape[0]
+        """K: how many tuples the list has room for."""
 
-    def _integer_field(self, dtype: np.dtype[Any], name: str) -> Field:
-        field = fields.find(dtype, name)
-        if field.dtype.kind in "iu":
-            return field
-        if field.dtype.kind == "f" and self.single is not None:
-            return field  # one dtype for all: the list is stored as whole floats
-        raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
+        size, offsets = first.dtype.itemsize, [column.offset for column in self.columns]
+        alike = first.dtype.kind in "iu" and all(
+            (column.dtype, column.strides) == (first.dtype, first.strides)
+            for column in self.columns
+        )
+        together = alike and offsets == [first.offset + j * size for j in range(width)]
+        self._pieces = [(first, width)] if together else [(column, 1) for column in self.columns]
+        """What of a tuple is read at once: from a field on, so many numbers."""
 
-    def _columns(self, dtype: np.dtype[Any], actions: str | Sequence[str]) -> list[Field]:
-        if isinstance(actions, str):
-            field = self._integer_field(dtype, actions)
+    def _integers(self, name: str) -> Field:
+        field = self.find(name)
+        # Where all numbers share one dtype, the list may be stored as whole floats.
+        if field.dtype.kind not in ("iu" if self.single is None else "iuf"):
+            raise TypeError(f"field {name!r} must be integers, it is {field.dtype}")
+        return field
+
+    def _columns(self) -> list[Field]:
+        if isinstance(self.action_names, str):
+            field = self._integers(self.action_names)
             if len(field.shape) != 2:
                 raise ValueError(
-                    f"field {actions!r} must be (K, H), it is {field.shape}; for a field a slot "
+                    f"field {field.name!r} must be (K, H), it is {field.shape}; for a field a slot "
                     "pass their names as a tuple"
                 )
-            if not field.shape[1]:
-                raise ValueError(f"field {actions!r} is {field.shape}: its tuples have no values")
-            return [
-                Field(
-                    f"{actions}[:, {j}]",
-                    field.dtype,
-                    field.offset + j * field.strides[1],
-                    field.shape[:1],
-                    field.strides[:1],
+            room, width = field.shape
+            if not width:
+                raise ValueError(
+                    f"field {field.name!r} is {field.shape}: its tuples have no values"
                 )
-                for j in range(field.shape[1])
+            step, between = field.strides
+            column = replace(field, shape=(room,), strides=(step,))
+            return [
+                replace(column, name=f"{field.name}[:, {j}]", offset=field.offset + j * between)
+                for j in range(width)
             ]
-        columns = [self._integer_field(dtype, name) for name in actions]
+        columns = [self._integers(name) for name in self.action_names]
         if not columns:
             raise ValueError("actions names no field")
+        first = columns[0]
         for column in columns:
-            if len(column.shape) != 1 or column.shape != columns[0].shape:
+            if len(column.shape) != 1 or column.shape != first.shape:
                 raise ValueError(
-                    f"the fields of a tuple must all be (K,): {columns[0].name!r} is "
-                    f"{columns[0].shape}, {column.name!r} is {column.shape}"
+                    f"the fields of a tuple must all be (K,): {first.name!r} is {first.shape}, "
+                    f"{column.name!r} is {column.shape}"
                 )
         return columns
 
-    def _tuples_lie_together(self) -> bool:
-        """Whether the integers of a tuple follow one another, so that it is read in one piece."""
-        first = self.columns[0]
-        return first.dtype.kind in "iu" and all(
-            column.dtype == first.dtype
-            and column.offset == first.offset + j * first.dtype.itemsize
-            and column.strides == first.strides
-            for j, column in enumerate(self.columns)
-        )
+    def is_legal_list(self, field: Field) -> bool:
+        """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
+        names = [self.action_names] if isinstance(self.action_names, str) else self.action_names
+        return field.name in (self.count_name, *names)
 
-    def view(self) -> ListView:
-        """In plain integers.
+    def list_view(self) -> ListView:
+        """Where the list lies in the rows of :meth:`as_bytes`, in plain integers.
 
         Raises:
             TypeError: a list that is stored as floats.
         """
-        for field in (self.count, *self.columns):
-            if field.dtype.kind not in "iu":
-                raise TypeError(f"field {field.name!r} must be integers, it is {field.dtype}")
-        count, columns = self.count, self.columns
-        return ListView(
-            self.row_bytes,
-            Number(count.offset, count.dtype.itemsize, count.dtype.kind == "i"),
-            tuple(
-                Column(c.offset, c.strides[0], c.dtype.itemsize, c.dtype.kind == "i")
-                for c in columns
-            ),
-            self.room,
+        if self.count.dtype.kind == "f":  # as all are then
+            raise TypeError(f"field {self.count.name!r} must be integers, it is {self.count.dtype}")
+        counts, *columns = (
+            Number(
+                f.offset,
+                f.dtype.itemsize,
+                f.dtype.kind == "i",
+                0 if f is self.count else f.strides[0],
+            )
+            for f in (self.count, *self.columns)
         )
+        return ListView(self.dtype.itemsize, counts, tuple(columns), self.padding)
 
-    def read(self, data: Tensor, given: torch.dtype) -> Packed:
-        """The tuples that are listed, all of them int64.
+    def list_arrays(
+        self, records: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
+        """Views of the list in (B,) records: counts (B,), and (B, K) a tuple value."""
+        counts = resolve(records, self.count_name)
+        counts = counts[:, 0] if counts.ndim > 1 else counts
+        if isinstance(self.action_names, str):
+            return counts, list(np.moveaxis(resolve(records, self.action_names), -1, 0))
+        return counts, [resolve(records, name) for name in self.action_names]
 
-        Args:
-            data: (B, nbytes) uint8, contiguous.
-            given: what dtype the numbers had when they were handed over.
+    def _numbers(self, actions: Tensor, counts: Tensor, rows: Tensor) -> Iterator[tuple[Any, ...]]:
+        """(field, its values (n,), their rows (n,)): the count, then each value of a tuple."""
+        yield self.count, counts, torch.arange(len(counts), device=counts.device)
+        for j, field in enumerate(self.columns):
+            yield field, actions[:, j], rows
 
-        Raises:
-            ValueError: a count outside 0..K; a number that is not whole, beyond int64, or so large
-                that its floating dtype may have rounded it.
-        """
-        said = fields.view(data, self.count).reshape(len(data)).clone()  # environments write there
-        counts = self._whole(said, self.count.name)
-        outside = (counts < 0) | (counts > self.room)
-        if outside.any():
-            row = int(outside.nonzero()[0])
-            raise self.overflow(row, int(counts[row]))
+    def _read_list(self, data: Tensor, given: torch.dtype) -> Packed:
+        """Of (B, nbytes) uint8, contiguous, that were handed over as numbers of a dtype."""
+        said = self.count.view(data).reshape(len(data)).clone()  # environments write there
+        counts = _whole(said, self.count)
+        if ((counts < 0) | (counts > self.padding)).any():
+            raise self._overflow(counts.tolist())
         rows, starts = pack(counts)
         place = places(rows, starts)
-
-        def read(field: Field, numbers: int) -> Tensor:
-            """(N, numbers) of each tuple, from the field on."""
+        pieces = []
+        for field, numbers in self._pieces:
             at = rows * data.shape[1] + place * field.strides[0]
-            return self._whole(fields.gather(data, field, at, numbers), field.name, rows)
-
-        if self._together:
-            actions = read(self.columns[0], len(self.columns))
-        else:
-            actions = torch.cat([read(field, 1) for field in self.columns], dim=1)
-        self._check_numbers(given, actions, counts, rows)
+            pieces.append(_whole(field.gather(data, at, numbers), field, rows))
+        actions = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        self._check_exact(given, actions, counts, rows)
         return actions, counts, rows, starts
 
-    def overflow(self, row: int, count: int) -> ValueError:
-        """What is raised for a count, as int64, that lies outside 0..K."""
+    def _overflow(self, counts: list[int]) -> ValueError:
+        """Of counts as int64, one of which lies outside 0..K."""
+        row, count = next((r, n) for r, n in enumerate(counts) if not 0 <= n <= self.padding)
         if self.count.dtype == np.uint64:
             count %= 2**64
         return ValueError(
-            f"row {row}: {self.names[0]} says {count} legal actions, outside "
-            f"0..{self.room}, the room of {self.names[1]}"
+            f"row {row}: {self.count_name} says {count} legal actions, outside "
+            f"0..{self.padding}, the room of {self.action_names}"
         )
 
-    def _check_numbers(
+    def _check_exact(
         self, given: torch.dtype, actions: Tensor, counts: Tensor, rows: Tensor
     ) -> None:
         """Refuses numbers of the list that may be others, rounded or wrapped."""
-        floats = {given, self.count.stored} if self.single else {self.count.stored}
-        kind = max((f for f in floats if f.is_floating_point), key=_epsilon, default=None)
-        columns = [(field, actions[:, j], rows) for j, field in enumerate(self.columns)]
-        for field, values, row_of in columns:
-            if field.dtype == np.uint64:
-                for at in (values < 0).nonzero()[:1, 0].tolist():
-                    raise ValueError(
-                        f"row {int(row_of[at])}: {field.name} holds {int(values[at]) % 2**64}, "
-                        f"beyond int64; values of a tuple are at most {2**63 - 1}"
-                    )
-        if kind is None:
+        kinds = () if self.single is None else (given, self.count.stored)
+        floats = [kind for kind in kinds if kind.is_floating_point]
+        if not floats and all(field.dtype != np.uint64 for field in self.columns):
             return
-        exact, each = int(2 / _epsilon(kind)), torch.arange(len(counts), device=counts.device)
-        for field, values, row_of in [(self.count, counts, each), *columns]:
-            for at in (values >= exact).nonzero()[:1, 0].tolist():
+        coarsest = max(floats, key=lambda f: torch.finfo(f).eps, default=None)
+        most = 2**63 - 1 if coarsest is None else int(2 / torch.finfo(coarsest).eps) - 1
+        for field, values, row_of in self._numbers(actions, counts, rows):
+            wrong = values > most
+            if field.dtype == np.uint64:
+                wrong |= values < 0
+            for at in wrong.nonzero()[:1, 0].tolist():
+                value = int(values[at])
+                why = f"beyond int64; values of a tuple are at most {2**63 - 1}"
+                if value >= 0:
+                    why = (
+                        f"which may be another number, rounded: {coarsest} counts exactly below "
+                        f"{most + 1} only; pass the list as integers, or as floats of more bits"
+                    )
                 raise ValueError(
-                    f"row {int(row_of[at])}: {field.name} holds {int(values[at])}, which may be "
-                    f"another number, rounded: {kind} counts exactly below {exact} only; pass the "
-                    "list as integers, or as floats of more bits"
+                    f"row {int(row_of[at])}: {field.name} holds {value % 2**64}, {why}"
                 )
 
-    def _whole(self, values: Tensor, name: str, rows: Tensor | None = None) -> Tensor:
-        """Integers from a field that may hold whole floats; ``rows`` as of each value."""
-        if values.is_floating_point():
-            broken = (values != values.floor()) | (values.abs() >= 2.0**63)
-            if broken.any():
-                at = int(broken.nonzero()[0, 0])
-                row = at if rows is None else int(rows[at])
-                raise ValueError(
-                    f"row {row}: {name} holds {values[at].item()}, which is not a whole number "
-                    "of 64 bits"
-                )
-        return values.to(torch.int64)
 
-
-def _epsilon(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
+def _whole(values: Tensor, field: Field, rows: Tensor | None = None) -> Tensor:
+    """Integers from a field that may hold whole floats; ``rows`` as of each value."""
+    if values.is_floating_point():
+        broken = (values != values.floor()) | (values.abs() >= 2.0**63)
+        for at, *_ in broken.nonzero()[:1].tolist():
+            row = at if rows is None else int(rows[at])
+            raise ValueError(
+                f"row {row}: {field.name} holds {values[at].item()}, which is not a whole number "
+                "of 64 bits"
+            )
+    return values.to(torch.int64)

@@ -7,7 +7,7 @@ made for a spec brings it, too. Two that disagree raise.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,8 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.wrapping import env_attribute
 
-_T = TypeVar("_T", ActionSpec, LegalLayout)
+_IN_ENV = {"spec": "action_spec", "layout": "legal_layout"}
+"""What an environment has each under."""
 
 
 class NoMeaning(ValueError):
@@ -25,11 +26,10 @@ class NoMeaning(ValueError):
 
 
 class Meaning(NamedTuple):
-    """What tuples mean, and where their list is."""
+    """What tuples mean, and where their list is, read for that spec."""
 
     spec: ActionSpec
     layout: LegalLayout
-    """It reads for the spec."""
 
 
 def meaning(
@@ -41,36 +41,28 @@ def meaning(
 ) -> Meaning:
     """Spec and layout: as given, else the policy's (or what it wraps), else the environment's.
 
-    Args:
-        env: asked for ``action_spec`` and ``legal_layout``, also through ``.driver_env``, ``.env``.
-        policy: asked for ``spec`` and ``layout``, also through ``.policy``.
-        spec: as given.
-        layout: as given.
-        who: needs them, for messages.
+    ``env`` is asked for ``action_spec`` and ``legal_layout``, also through ``.driver_env`` and
+    ``.env``; ``policy`` for ``spec`` and ``layout``, also through ``.policy``. ``who`` needs them.
 
     Raises:
-        NoMeaning: a ValueError: one is nowhere.
+        NoMeaning: one is nowhere.
         ValueError: two disagree; the message names both.
     """
     found, at = spec_of(env, policy, spec, layout), layout_of(env, policy, layout)
-    for name, attribute, value in (("spec", "action_spec", found), ("layout", "legal_layout", at)):
-        if value is None:
-            owners = " and ".join(
-                f"{type(one).__name__} has no {what}"
-                for one, what in ((policy, name), (env, attribute))
-                if one is not None or what == attribute
-            )
-            raise NoMeaning(
-                f"{who} needs {name}=...: {owners}, nor does what it wraps; "
-                + (
-                    "ActionSpec.from_nvec(nvec) will do where only the sizes are known"
-                    if name == "spec"
-                    else "LegalLayout.from_env or from_dtype makes one"
-                )
-            )
-    assert found is not None
-    assert at is not None
+    if found is None:
+        way = "ActionSpec.from_nvec(nvec) will do where only the sizes are known"
+        raise _missing("spec", env, policy, who, way)
+    if at is None:
+        way = "LegalLayout.from_env or from_dtype makes one"
+        raise _missing("layout", env, policy, who, way)
     return Meaning(found, at.with_spec(found))
+
+
+def _missing(name: str, env: Any, policy: Any, who: str, way: str) -> NoMeaning:
+    owners = f"{type(env).__name__} has no {_IN_ENV[name]}"
+    if policy is not None:
+        owners = f"{type(policy).__name__} has no {name} and {owners}"
+    return NoMeaning(f"{who} needs {name}=...: {owners}, nor does what it wraps; {way}")
 
 
 def spec_of(
@@ -80,30 +72,20 @@ def spec_of(
     layout: LegalLayout | None = None,
 ) -> ActionSpec | None:
     """As `meaning`, of the spec alone; None if it is nowhere."""
-    layouts: list[tuple[str, LegalLayout | None]] = [
-        ("the layout given", layout),
-        *_of_policy(policy, "layout", LegalLayout),
-    ]
-    layouts.append(("the environment's legal_layout", env_attribute(env, "legal_layout")))
-    found: list[tuple[str, ActionSpec | None]] = [
-        ("spec=", spec),
-        *_of_policy(policy, "spec", ActionSpec),
-    ]
-    found.append(("the environment's action_spec", env_attribute(env, "action_spec")))
-    found += [(f"that of {whose}", getattr(at, "spec", None)) for whose, at in layouts]
-    return _agreed(found, "spec")
+    layouts = _found("layout", LegalLayout, layout, policy, env)
+    of_layouts = [(f"that of {whose}", getattr(at, "spec", None)) for whose, at in layouts]
+    found = _found("spec", ActionSpec, spec, policy, env) + of_layouts
+    one: ActionSpec | None = _agreed("spec", found)
+    return one
 
 
 def layout_of(
     env: Any = None, policy: Any = None, layout: LegalLayout | None = None
 ) -> LegalLayout | None:
     """As `meaning`, of the layout alone; None if it is nowhere."""
-    found: list[tuple[str, LegalLayout | None]] = [
-        ("layout=", layout),
-        *_of_policy(policy, "layout", LegalLayout),
-    ]
-    found.append(("the environment's legal_layout", env_attribute(env, "legal_layout")))
-    return _agreed(found, "layout")
+    found = _found("layout", LegalLayout, layout, policy, env)
+    one: LegalLayout | None = _agreed("layout", found)
+    return one
 
 
 def policy_layers(policy: Any) -> Iterator[Any]:
@@ -115,24 +97,27 @@ def policy_layers(policy: Any) -> Iterator[Any]:
         policy = getattr(policy, "_orig_mod", None) or getattr(policy, "policy", None)
 
 
-def _of_policy(policy: Any, name: str, kind: type[_T]) -> list[tuple[str, _T | None]]:
-    found = (getattr(layer, name, None) for layer in policy_layers(policy))
-    return [(f"the policy's {name}", one) for one in found if isinstance(one, kind)]
+def _found(name: str, kind: type, given: Any, policy: Any, env: Any) -> list[tuple[str, Any]]:
+    """(whose, what), by precedence."""
+    of_policy = [getattr(layer, name, None) for layer in policy_layers(policy)]
+    return [
+        (f"{name}=", given),
+        *((f"the policy's {name}", one) for one in of_policy if isinstance(one, kind)),
+        (f"the environment's {_IN_ENV[name]}", env_attribute(env, _IN_ENV[name])),
+    ]
 
 
-def _agreed(found: list[tuple[str, _T | None]], what: str) -> _T | None:
+def _agreed(what: str, found: list[tuple[str, Any]]) -> Any:
     """The first that is not None, if all others are equal to it."""
-    first: tuple[str, _T] | None = None
-    for whose, one in found:
-        if one is None:
-            continue
-        first = first or (whose, one)
-        if one != first[1]:
+    there = [(whose, one) for whose, one in found if one is not None] or [("nobody's", None)]
+    owner, first = there[0]
+    for whose, one in there[1:]:
+        if one != first:
             raise ValueError(
-                f"two {what}s disagree: {first[0]} is {_told(first[1])}, {whose} is {_told(one)}; "
-                f"leave one of them out, or make them equal"
+                f"two {what}s disagree: {owner} is {_told(first)}, {whose} is {_told(one)}; "
+                "leave one of them out, or make them equal"
             )
-    return None if first is None else first[1]
+    return first
 
 
 def _told(one: Any) -> str:
@@ -143,10 +128,10 @@ def _told(one: Any) -> str:
 
 
 def action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
-    """The dtype of the environment's action space, into which the spec's tuples must fit.
+    """The dtype of the environment's action space, int64 where it does not say.
 
-    MultiDiscrete of sizes that are at least the spec's, or, for a spec of one value, Discrete.
-    int64 where the environment does not say.
+    The space must hold the spec's tuples: MultiDiscrete of sizes that are at least the spec's, or,
+    for a spec of one value, Discrete.
 
     Raises:
         ValueError: another space, or one that is too small.
@@ -154,15 +139,10 @@ def action_dtype(env: Any, spec: ActionSpec) -> torch.dtype:
     space = env_attribute(env, "single_action_space")
     if space is None:
         return torch.int64
-    sizes = getattr(space, "nvec", None)
-    if isinstance(space, gymnasium.spaces.Discrete):
-        sizes = np.array([space.n])
     wanted = spec.nvec
-    fits = sizes is not None and not np.any(getattr(space, "start", 0))
-    if fits:
-        sizes = np.asarray(sizes)
-        fits = sizes.shape == wanted.shape and bool((sizes >= wanted).all())
-    if not fits:
+    sizes = [space.n] if isinstance(space, gymnasium.spaces.Discrete) else getattr(space, "nvec", 0)
+    fits = np.shape(sizes) == wanted.shape and (sizes >= wanted).all()
+    if not fits or np.any(getattr(space, "start", 0)):
         raise ValueError(
             f"the environment's action space is {space}, the spec's tuples need "
             f"MultiDiscrete({wanted.tolist()}), or one with larger sizes: set single_action_space "

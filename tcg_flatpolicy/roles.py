@@ -22,27 +22,22 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-MOST = 2**63 - 1
-"""Values of a slot: they are int64."""
-
 
 def _size(what: str, size: object) -> int:
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
         raise TypeError(f"{what} needs a whole number of values, got {size!r}")
     if size < 1:
         raise ValueError(f"{what} needs at least one value, got {size}")
-    if size > MOST:
-        raise ValueError(f"{what} needs at most {MOST} values, got {size}: number them densely")
+    if size >= 2**63:  # they are int64
+        raise ValueError(f"{what} needs at most {2**63 - 1} values, got {size}: number densely")
     return int(size)
 
 
 @dataclass(frozen=True)
 class Role(ABC):
-    """What values ``0 .. size-1`` of a slot mean.
+    """What values ``0 .. size-1`` of a slot mean, 1 to 2**63 - 1 of them.
 
-    Args:
-        name: roles of one class and name share what is learned about their values.
-        size: number of values, 1 to 2**63 - 1.
+    Roles of one class and name share what is learned about their values.
 
     Raises:
         TypeError: an empty name, a size that is no whole number, or a class that says neither how
@@ -52,10 +47,8 @@ class Role(ABC):
 
     name: str
     size: int
-
     encoded: ClassVar[bool] = False
     """Whether the encoder embeds the values: value i is row i of ``Encoding.entities[name]``."""
-
     rows: ClassVar[Any] = 0
     """How many learned rows the values share; an attribute or a property. 0 if encoded."""
 
@@ -104,10 +97,6 @@ class Entity(Role):
     encoded = True
 
 
-def _first(part: tuple[int, Role]) -> int:
-    return part[0]
-
-
 @dataclass(frozen=True, init=False)
 class OneOf(Role):
     """Several roles laid end to end in one slot: consecutive ranges of its values.
@@ -142,5 +131,5 @@ class OneOf(Role):
 
     def describe(self, value: int) -> str:
         """The value in the words of the role whose range it lies in."""
-        first, role = max(((f, r) for f, r in self.parts() if f <= max(value, 0)), key=_first)
+        first, role = [part for part in self.parts() if part[0] <= max(value, 0)][-1]
         return role.describe(value - first)

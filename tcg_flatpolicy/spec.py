@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import gymnasium
@@ -25,7 +26,6 @@ __all__ = ["ActionSpec", "Entity", "Index", "IntArray", "OneOf", "Part", "Primar
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
-
 MOST_IDS = 2**20
 """Ids of primaries lie below this: what is looked up by id has a row for each up to the largest."""
 
@@ -37,7 +37,7 @@ class Primary:
     Args:
         name: unique within a spec.
         slots: roles of sub1, sub2, ...; slots beyond them are unused and must be 0.
-        id: the value in the tuple; the next free number counting up from 0 if left out.
+        id: the value in the tuple; if left out, an `ActionSpec` gives the next number.
     """
 
     name: str
@@ -64,9 +64,8 @@ class Primary:
                     "primaries densely"
                 )
             id = int(id)
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "slots", slots)
-        object.__setattr__(self, "id", id)
+        for attribute, value in (("name", name), ("slots", slots), ("id", id)):
+            object.__setattr__(self, attribute, value)
 
 
 class Part(NamedTuple):
@@ -82,10 +81,8 @@ class ActionSpec:
     """Declares once what action tuples mean; sizes, checks and embeddings are derived from it.
 
     Args:
-        primaries: the kinds of action. Ids count up from 0 in order, unless given; a primary after
-            one with an explicit id continues from there.
-        noop: the tuple (1 + slots values) that a player without a legal action sends; zeros if
-            left out.
+        primaries: the kinds of action. Ids count up from 0, or from the latest that is given.
+        noop: (1 + slots,), what a player without a legal action sends; zeros if left out.
 
     Raises:
         ValueError: no primaries, a name or an id used twice, or a no-op outside ``nvec``.
@@ -116,28 +113,27 @@ class ActionSpec:
             by_id[number] = Primary(primary.name, *primary.slots, id=number)
             next_id = number + 1
         self.primaries: dict[int, Primary] = dict(sorted(by_id.items()))
-        """Primary by id, in order of id."""
-
+        """By id, in order of id."""
         slots = max(len(primary.slots) for primary in by_id.values())
         self.limits: IntArray = np.zeros((max(by_id) + 1, 1 + slots), dtype=np.int64)
         """(ids, 1 + slots): a tuple with primary ``p`` is within the spec when each of its values
         is below ``limits[p]``; 1 where a slot is unused, rows of zeros for ids not declared."""
         for number, primary in self.primaries.items():
+            sizes = [number + 1, *(role.size for role in primary.slots)]
             self.limits[number] = 1
-            self.limits[number, 0] = number + 1
-            for slot, role in enumerate(primary.slots):
-                self.limits[number, 1 + slot] = role.size
-        self._slots = slots
+            self.limits[number, : len(sizes)] = sizes
+        self.slots = slots
+        """Number of slots after the primary; a tuple has ``1 + slots`` values."""
         self.nvec: IntArray = self.limits.max(axis=0)
         """(1 + slots,) int64: sizes of the MultiDiscrete space."""
+        self._ids = math.prod(self.nvec.tolist())
 
-        if noop is None:
-            noop = [0] * (1 + slots)
-        self.noop: IntArray = np.asarray(noop)
-        """(1 + slots,) int64: what a player without a legal action sends."""
-        if self.noop.shape != (1 + slots,) or self.noop.dtype.kind not in "iu":
+        noop = [0] * (1 + slots) if noop is None else noop
+        whole = np.asarray(noop)
+        if whole.shape != (1 + slots,) or whole.dtype.kind not in "iu":
             raise ValueError(f"noop must be {1 + slots} whole numbers, got {noop!r}")
-        self.noop = self.noop.astype(np.int64)
+        self.noop: IntArray = whole.astype(np.int64)
+        """(1 + slots,) int64: what a player without a legal action sends."""
         if ((self.noop < 0) | (self.noop >= self.nvec)).any():
             raise ValueError(f"noop {noop!r} is outside MultiDiscrete sizes {self.nvec.tolist()}")
 
@@ -162,11 +158,6 @@ class ActionSpec:
         return cls([Primary(f"primary{p}", *roles) for p in range(sizes[0])], noop=noop)
 
     @property
-    def slots(self) -> int:
-        """Number of slots after the primary; a tuple has ``1 + slots`` values."""
-        return self._slots
-
-    @property
     def action_space(self) -> gymnasium.spaces.MultiDiscrete:
         """The gymnasium space of these tuples, MultiDiscrete(nvec) of int64."""
         return gymnasium.spaces.MultiDiscrete(self.nvec)
@@ -178,33 +169,26 @@ class ActionSpec:
     def ravel(self, actions: Any) -> Any:
         """Tuples to flat ids, mixed radix over ``nvec`` as numpy.ravel_multi_index.
 
-        Args:
-            actions: (..., 1 + slots) integers, a tensor or anything NumPy takes.
-
-        Returns:
-            (...,) int64 of the same kind (tensor or array).
+        (..., 1 + slots) integers, a tensor or anything NumPy takes -> (...,) int64, a tensor or
+        an array.
 
         Raises:
             TypeError: not integers.
             ValueError: wrong last dimension, a value outside its size, or a spec of more than
                 2**63 - 1 ids.
         """
-        self._check_id_count()
         if not isinstance(actions, Tensor):
             return self.ravel(_own_tensor(actions)).numpy()
-        if actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool:
-            raise TypeError(f"ravel takes integers, got {actions.dtype}")
+        actions = self._integers("ravel", actions)
         if actions.ndim == 0 or actions.shape[-1] != len(self.nvec):
             raise ValueError(
                 f"actions of shape {tuple(actions.shape)} must end in {len(self.nvec)} values"
             )
-        actions = actions.to(torch.int64)
-        nvec = torch.as_tensor(self.nvec, device=actions.device)
-        outside = (actions < 0) | (actions >= nvec)
+        outside = (actions < 0) | (actions >= torch.as_tensor(self.nvec, device=actions.device))
         if outside.any():
-            where = outside.nonzero()[0].tolist()
+            where = tuple(outside.nonzero()[0].tolist())
             raise ValueError(
-                f"action value {int(actions[tuple(where)])} at index {tuple(where)} is outside "
+                f"action value {int(actions[where])} at index {where} is outside "
                 f"0..{int(self.nvec[where[-1]]) - 1}"
             )
         ids = ravel(actions, self.nvec.tolist())
@@ -221,15 +205,12 @@ class ActionSpec:
             TypeError: not integers.
             ValueError: an id outside ``0 .. prod(nvec) - 1``.
         """
-        count = self._check_id_count()
         if not isinstance(ids, Tensor):
             return self.unravel(_own_tensor(ids)).numpy()
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise TypeError(f"unravel takes integers, got {ids.dtype}")
-        ids = ids.to(torch.int64)
-        outside = (ids < 0) | (ids >= count)
+        ids = self._integers("unravel", ids)
+        outside = (ids < 0) | (ids >= self._ids)
         if outside.any():
-            raise ValueError(f"id {int(ids[outside].flatten()[0])} is outside 0..{count - 1}")
+            raise ValueError(f"id {int(ids[outside].flatten()[0])} is outside 0..{self._ids - 1}")
         columns = []
         for size in self.nvec[:0:-1].tolist():
             columns.append(ids % size)
@@ -237,11 +218,12 @@ class ActionSpec:
         columns.append(ids)
         return torch.stack(columns[::-1], dim=-1)
 
-    def _check_id_count(self) -> int:
-        count: int = math.prod(self.nvec.tolist())
-        if count > 2**63 - 1:
+    def _integers(self, who: str, values: Tensor) -> Tensor:
+        if self._ids >= 2**63:
             raise ValueError(f"MultiDiscrete {self.nvec.tolist()} has more ids than int64 holds")
-        return count
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise TypeError(f"{who} takes integers, got {values.dtype}")
+        return values.to(torch.int64)
 
     def explain(self, action: Sequence[int]) -> str | None:
         """What is wrong with a tuple of ``1 + slots`` whole numbers, in words; None if nothing is.
@@ -249,22 +231,18 @@ class ActionSpec:
         This is about the spec (known primary, values in their roles' ranges, unused slots 0), not
         about what is legal in some state.
         """
-        primary = int(action[0])
-        if primary not in self.primaries:
-            return f"slot 0 (primary): {primary} is not a primary of this spec"
-        roles = self.primaries[primary].slots
-        for slot, value in enumerate(int(v) for v in action[1:]):
-            if slot >= len(roles):
-                if value:
-                    return (
-                        f"slot {slot + 1}: {value}, but {self.primaries[primary].name} does not "
-                        "use this slot, so it must be 0"
-                    )
-            elif not 0 <= value < roles[slot].size:
-                return (
-                    f"slot {slot + 1}: {value} is outside 0..{roles[slot].size - 1}, the range of "
-                    f"{roles[slot].name} of {self.primaries[primary].name}"
-                )
+        primary = self.primaries.get(int(action[0]))
+        if primary is None:
+            return f"slot 0 (primary): {int(action[0])} is not a primary of this spec"
+        roles = chain(primary.slots, repeat(None))
+        for slot, (number, role) in enumerate(zip(action[1:], roles, strict=False), 1):
+            value = int(number)
+            if role is None and value:
+                unused = f"{primary.name} does not use this slot, so it must be 0"
+                return f"slot {slot}: {value}, but {unused}"
+            if role is not None and not 0 <= value < role.size:
+                owner = f"{role.name} of {primary.name}"
+                return f"slot {slot}: {value} is outside 0..{role.size - 1}, the range of {owner}"
         return None
 
     def describe(self, action: Sequence[int] | IntArray | Tensor) -> str:
@@ -283,9 +261,8 @@ class ActionSpec:
         if problem is not None:
             raise ValueError(f"{tuple(values)} means nothing here: {problem}")
         primary = self.primaries[values[0]]
-        words = [
-            role.describe(value) for role, value in zip(primary.slots, values[1:], strict=False)
-        ]
+        pairs = zip(primary.slots, values[1:], strict=False)
+        words = [role.describe(value) for role, value in pairs]
         return f"{primary.name}({', '.join(words)})" if words else primary.name
 
     def __eq__(self, other: object) -> bool:

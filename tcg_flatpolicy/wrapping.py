@@ -24,7 +24,7 @@ def layer_with(env: Any, name: str) -> Any:
 
 
 def env_attribute(env: Any, name: str) -> Any:
-    """The first layer's attribute of that name that is not None, or None."""
+    """The attribute of `layer_with`, or None."""
     return getattr(layer_with(env, name), name, None)
 
 
@@ -41,8 +41,7 @@ def is_emulation(env: Any) -> bool:
 def steps_emulated(env: Any) -> bool:
     """Whether stepping ``env`` steps an emulated environment: itself, or one that it hands on.
 
-    A vector environment, or a wrapper that hands on attributes, has the emulation's own
-    ``emulated``.
+    Whatever hands on attributes, such as a vector environment, has the emulation's ``emulated``.
     """
     said = getattr(env, "emulated", None)
     return any(is_emulation(layer) and layer.emulated is said for layer in env_layers(env))

@@ -150,7 +150,7 @@ def test_list_view_says_where_read_finds_the_list(
     found = [
         [
             tuple(number(row, c.offset + n * c.stride, c.size, c.signed) for c in view.columns)
-            for n in range(number(row, *view.counts))
+            for n in range(number(row, *view.counts[:3]))
         ]
         for row in range(len(rows))
     ]

@@ -101,19 +101,15 @@ _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: Fal
 
 def _call(function: str, *given: Any) -> int:
     """A kernel's result, given whole numbers, tensors, NumPy arrays and ctypes' structs."""
-    plain = [
-        one.data_ptr()
-        if isinstance(one, Tensor)
-        else one
-        if isinstance(one, int)
-        else _address(one)
-        for one in given
-    ]
+    plain = [one if isinstance(one, int) else _address(one) for one in given]
     result: int = getattr(library(), f"tcg_{function}")(*plain)
     return result
 
 
 def _address(of: Any) -> int:
+    if isinstance(of, Tensor):
+        assert of.is_contiguous(), "a kernel reads what lies in one piece"
+        return of.data_ptr()
     return int(of.ctypes.data) if isinstance(of, np.ndarray) else ctypes.addressof(of)
 
 
@@ -129,8 +125,8 @@ class Reader:
     Args:
         row_bytes: of a row.
         room: K, tuples that a list has room for.
-        count: (offset, size, signed) of the number of tuples, in bytes of a row.
-        columns: H of (offset, stride, size, signed), primary first.
+        count: (offset, size, signed, 0) of the number of tuples, in bytes of a row.
+        columns: H of (offset, size, signed, stride), primary first.
         limits: (ids, H) int64, of the spec.
     """
 
@@ -138,17 +134,16 @@ class Reader:
         self,
         row_bytes: int,
         room: int,
-        count: tuple[int, int, bool],
-        columns: Sequence[tuple[int, int, int, bool]],
+        count: tuple[int, int, bool, int],
+        columns: Sequence[tuple[int, int, bool, int]],
         limits: npt.NDArray[np.int64],
     ) -> None:
         self._given = row_bytes, room, count, columns, limits
         self._limits = np.ascontiguousarray(limits)
         self._columns = _numbers(itertools.chain(*columns))
-        offset, size, signed = count
         lists = _address(self._columns), _address(self._limits)
         sizes = row_bytes, len(columns), room, len(limits)
-        self._view = _numbers([*sizes, offset, 0, size, signed, *lists])
+        self._view = _numbers([*sizes, *count, *lists])
         self._values = len(columns)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -97,7 +97,7 @@ bool over_rows(int64_t rows, int64_t threads, const F& work) {
 extern "C" {
 
 struct Number {  // an integer of each row, or of each of a row's tuples
-  int64_t offset, stride, size, is_signed;
+  int64_t offset, size, is_signed, stride;
 };
 
 struct View {
