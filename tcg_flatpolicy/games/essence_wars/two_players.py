@@ -81,7 +81,7 @@ class EssenceWarsTwoPlayers(NativeGames):
         return self.games.illegal_actions
 
     def reset(self, seed: int | None = None) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """As `EssenceWars.reset`."""
+        """As `EssenceWars.reset`, with observations (2 * num_games, itemsize) uint8."""
         self.games.reset(seed)
         self._clear()
         self._observe()
