@@ -120,7 +120,10 @@ def _card_rows(ids: Tensor) -> Tensor:
 
 
 class Described:
-    """What the environments of the game share: what their observations and actions mean."""
+    """What all environments of the game share.
+
+    ``action_spec`` is `SPEC`; ``legal_layout`` says where the legal list lies in an observation.
+    """
 
     action_spec = ew.SPEC
     legal_layout = ew.LAYOUT

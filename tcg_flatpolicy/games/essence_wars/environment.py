@@ -33,7 +33,7 @@ _LEGAL_WORD = ew.OBSERVATION_DTYPE.fields["legal"][1] // 4  # type: ignore[index
 class NativeGames(Described, pufferlib.PufferEnv):  # type: ignore[misc]
     """What the native environments share: their buffers, and the check of the actions' form.
 
-    Observations are records of ``observation_dtype``: (num_agents, itemsize) uint8.
+    Observations are (num_agents, itemsize) uint8, records of ``observation_dtype``.
     """
 
     observation_dtype = ew.OBSERVATION_DTYPE
@@ -167,7 +167,11 @@ class EssenceWars(NativeGames):
         self._moves, self._legal_seen, self._illegal_seen = self._counters
 
     def reset(self, seed: int | None = None) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """Starts all games; ``seed`` seeds the generator, None keeps its state."""
+        """Starts all games; ``seed`` seeds the generator, None keeps its state.
+
+        Returns:
+            ``(observations (num_games, itemsize) uint8, [])``
+        """
         self._seed, self._played = seed, []
         if seed is not None:
             self._rng = np.random.default_rng(seed)

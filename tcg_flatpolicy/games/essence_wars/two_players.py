@@ -74,6 +74,9 @@ class EssenceWarsTwoPlayers(NativeGames):
     ) -> None:
         self.games = EssenceWars(num_games, deck1, deck2, "self", game_mode, illegal, record, seed)
         super().__init__(2 * num_games, buf)
+        self._game = np.arange(num_games)
+        records = self.observations.view(ew.OBSERVATION_DTYPE)
+        self._states = records["state"].reshape(num_games, 2, -1)  # of game and player
 
     @property
     def illegal_actions(self) -> int:
@@ -81,7 +84,7 @@ class EssenceWarsTwoPlayers(NativeGames):
         return self.games.illegal_actions
 
     def reset(self, seed: int | None = None) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """As `EssenceWars.reset`."""
+        """As `EssenceWars.reset`, with observations (2 * num_games, itemsize) uint8."""
         self.games.reset(seed)
         self._clear()
         self._observe()
@@ -125,7 +128,7 @@ class EssenceWarsTwoPlayers(NativeGames):
 
     def _movers_and_waiting(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """(num_games,) the row that is to move in each game, and the one that waits."""
-        movers = np.arange(0, self.num_agents, 2) + self.games.second_to_move
+        movers = 2 * self._game + self.games.second_to_move
         return movers, movers ^ 1
 
     def _observe(self) -> None:
@@ -134,8 +137,8 @@ class EssenceWarsTwoPlayers(NativeGames):
         seen = self.games.observations
         self.observations[movers] = seen
         self.observations[waiting] = 0
-        view = waiting_view(seen.view(ew.OBSERVATION_DTYPE)["state"][:, 0])
-        self.observations.view(ew.OBSERVATION_DTYPE)["state"][waiting, 0] = view
+        state = seen.view(ew.OBSERVATION_DTYPE)["state"][:, 0]
+        self._states[self._game, 1 - self.games.second_to_move] = waiting_view(state)
 
 
 def waiting_view(state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
