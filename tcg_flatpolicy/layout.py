@@ -263,10 +263,11 @@ def _known_within(actions: Tensor, spec: ActionSpec) -> bool:
     """Whether tuples (N, H) are all within a spec, as NumPy tells quickly on a CPU."""
     if actions.device.type != "cpu":
         return False
-    unsigned = actions.numpy().view(np.uint64)  # a negative number is a very large one
+    values = actions.numpy()
+    unsigned = values.view(np.uint64)  # a negative number is a very large one
     if unsigned[:, 0].max(initial=0) >= len(spec.limits):
         return False
-    limits = spec.limits.view(np.uint64).take(actions.numpy()[:, 0], axis=0)
+    limits = spec.limits.view(np.uint64).take(values[:, 0], axis=0)
     return bool((unsigned < limits).all())
 
 
