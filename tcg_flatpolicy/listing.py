@@ -180,26 +180,25 @@ class Listing(Struct):
         self, given: torch.dtype, actions: Tensor, counts: Tensor, rows: Tensor
     ) -> None:
         """Refuses numbers of the list that may be others, rounded or wrapped."""
+        for j, field in enumerate(self.columns):
+            if field.dtype == np.uint64 and (actions[:, j] < 0).any():
+                at = int((actions[:, j] < 0).nonzero()[0, 0])
+                raise ValueError(
+                    f"row {int(rows[at])}: {field.name} holds {int(actions[at, j]) % 2**64}, "
+                    f"beyond int64; values of a tuple are at most {2**63 - 1}"
+                )
         kinds = () if self.single is None else (given, self.count.stored)
         floats = [kind for kind in kinds if kind.is_floating_point]
-        if not floats and all(field.dtype != np.uint64 for field in self.columns):
+        if not floats:
             return
-        coarsest = max(floats, key=lambda f: torch.finfo(f).eps, default=None)
-        most = 2**63 - 1 if coarsest is None else int(2 / torch.finfo(coarsest).eps) - 1
+        coarsest = max(floats, key=lambda kind: torch.finfo(kind).eps)
+        exact = int(2 / torch.finfo(coarsest).eps)
         for field, values, row_of in self._numbers(actions, counts, rows):
-            wrong = values > most
-            if field.dtype == np.uint64:
-                wrong |= values < 0
-            for at in wrong.nonzero()[:1, 0].tolist():
-                value = int(values[at])
-                why = f"beyond int64; values of a tuple are at most {2**63 - 1}"
-                if value >= 0:
-                    why = (
-                        f"which may be another number, rounded: {coarsest} counts exactly below "
-                        f"{most + 1} only; pass the list as integers, or as floats of more bits"
-                    )
+            for at in (values >= exact).nonzero()[:1, 0].tolist():
                 raise ValueError(
-                    f"row {int(row_of[at])}: {field.name} holds {value % 2**64}, {why}"
+                    f"row {int(row_of[at])}: {field.name} holds {int(values[at])}, which may be "
+                    f"another number, rounded: {coarsest} counts exactly below {exact} only; pass "
+                    "the list as integers, or as floats of more bits"
                 )
 
 
@@ -207,7 +206,8 @@ def _whole(values: Tensor, field: Field, rows: Tensor | None = None) -> Tensor:
     """Integers from a field that may hold whole floats; ``rows`` as of each value."""
     if values.is_floating_point():
         broken = (values != values.floor()) | (values.abs() >= 2.0**63)
-        for at, *_ in broken.nonzero()[:1].tolist():
+        if broken.any():
+            at = int(broken.nonzero()[0, 0])
             row = at if rows is None else int(rows[at])
             raise ValueError(
                 f"row {row}: {field.name} holds {values[at].item()}, which is not a whole number "

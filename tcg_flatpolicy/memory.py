@@ -18,13 +18,6 @@ NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 """Of the parameters of an LSTM, as torch.nn.LSTM has them."""
 
 
-def no_memory(
-    hidden: Tensor, carried: Carried | None = None, first: Tensor | None = None
-) -> tuple[Tensor, Carried]:
-    """Hidden as it is."""
-    return hidden, ()
-
-
 class LSTM(nn.Module):
     """One LSTM layer over steps, by the names and formulas of torch.nn.LSTM(size, size).
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.memory import LSTM, no_memory
+from tcg_flatpolicy.memory import LSTM
 
 
 def step_by_step(
@@ -130,8 +130,3 @@ def test_an_nn_lstm_is_taken_with_its_parameters() -> None:
 def test_another_kind_of_nn_lstm_is_refused(lstm: nn.LSTM) -> None:
     with pytest.raises(ValueError, match=r"must be one layer .* nn\.LSTM\(\d, \d\)$"):
         LSTM.of(lstm)
-
-
-def test_no_memory_hands_on_what_it_gets() -> None:
-    hidden = torch.randn(2, 4, 3)
-    assert no_memory(hidden) == (hidden, ())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import TupleDistribution
+from tcg_flatpolicy.heads import HeadFactory
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.meaning import action_dtype, meaning
 from tcg_flatpolicy.puffer.face import LegalNormal
@@ -67,7 +68,7 @@ class Policy(ActorCritic):
             and layout are given.
         spec: what tuples mean; the environment's if left out.
         layout: where the legal list is; the environment's if left out.
-        arguments: of ActorCritic: head, encoder, hidden_size, width, invalid.
+        head, encoder, hidden_size, width, invalid: as of ActorCritic.
 
     Raises:
         ValueError: no spec or layout anywhere, two that disagree, a spec that does not fit the
@@ -85,13 +86,19 @@ class Policy(ActorCritic):
         self,
         env: Any = None,
         *,
+        head: str | HeadFactory = "flat",
         spec: ActionSpec | None = None,
         layout: LegalLayout | None = None,
-        **arguments: Any,
+        encoder: nn.Module | None = None,
+        hidden_size: int = 256,
+        width: int = 64,
+        invalid: str = "raise",
+        **memory: Any,
     ) -> None:
         spec, layout = meaning(env, spec=spec, layout=layout)
         dtype = action_dtype(env, spec)
-        super().__init__(spec, layout, **arguments)
+        what = {"head": head, "encoder": encoder, "hidden_size": hidden_size, "width": width}
+        super().__init__(spec, layout, **what, invalid=invalid, **memory)  # type: ignore[arg-type]
         self._action_dtype = dtype
         space = env_attribute(env, "single_action_space")
         self._discrete = isinstance(space, gymnasium.spaces.Discrete)
