@@ -263,8 +263,9 @@ class LegalAutoregressive(OverLegalTuples):
                 follow = value.index_select(0, groups) == actions[:, slot]
                 at = follow.nonzero().squeeze(1)
                 groups, actions = groups.index_select(0, at), actions.index_select(0, at)
-                # What is not listed leads nowhere, and may be no value of the spec at all.
-                value = value if given is None else value.clamp(0, size - 1)
+                if given is not None:
+                    # What is not listed leads nowhere, and may be no value of the primary's: 0 is.
+                    value = value * torch.zeros_like(value).index_fill_(0, groups, 1)
                 primaries = primaries if slot else value
                 context = self._conditionals.extend(slot, context, rows, primaries, value)
         drawn, every = torch.stack(values), _Choices(scored)
