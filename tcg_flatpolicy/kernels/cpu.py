@@ -91,7 +91,7 @@ def usable(*tensors: Tensor) -> bool:
     return (
         _available()
         and (torch.compiler.is_compiling() or not _transformed())
-        and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in tensors)
+        and all(one.is_cpu and one.dtype == torch.float32 for one in tensors)
     )
 
 
