@@ -52,6 +52,16 @@ def start(device: str = "auto") -> tuple[int, str]:
     return torch.distributed.get_rank(), device
 
 
+def stop() -> None:
+    """Leaves the processes that :func:`start` joined.
+
+    A thread of gloo may still have to let go of a tensor, for which it needs the interpreter's
+    lock; and Python, which holds that lock, would wait for the thread for ever at the group's end.
+    """
+    time.sleep(0.1)  # without the lock
+    torch.distributed.destroy_process_group()
+
+
 def distribute(policy: nn.Module) -> DistributedDataParallel:
     """The policy with its gradients averaged over all processes, for PuffeRL.
 

@@ -302,7 +302,7 @@ def _run(
     torch.manual_seed(settings.seed)
     with contextlib.ExitStack() as stack:
         if under_torchrun:
-            stack.callback(torch.distributed.destroy_process_group)
+            stack.callback(distributed.stop)
         vecenv = _make_vecenv(settings, seed)
         stack.callback(vecenv.close)
         policy = make_policy(settings, vecenv.driver_env).to(device)

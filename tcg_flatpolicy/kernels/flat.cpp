@@ -292,6 +292,9 @@ struct Shared {
   std::vector<const float*> projections;     // (sources), of rows that are whole vectors apart
   std::vector<int64_t> strides;              // in floats
   std::vector<float> padded;                 // projections, where W is no whole number of vectors
+  // Backward: of each part its projection (W, E) transposed, rows whole vectors apart, and where it begins.
+  std::vector<float> transposed;
+  std::vector<int64_t> transposed_at;
 };
 
 // x[r] (E) times projection (E, N * L) -> out[r].
@@ -345,7 +348,7 @@ struct Worker {
   std::vector<float> fixed, moving, of_fixed, of_moving;  // tables of (rows, W); a row of zeros, primaries, learned
   std::vector<Thing> learned, own, sorted;                // learned: all so far; own: of this block
   std::vector<int32_t> at;                                // (T, 1 + S) rows of the tables, of a block's tuples
-  std::vector<float> hidden, state, readout, of_state, of_readout, transposed, row_of_vector;
+  std::vector<float> hidden, state, readout, of_state, of_readout, row_of_vector;
   std::vector<const float*> x;
   std::vector<float*> out;
   std::vector<std::vector<float>> of_projections;  // of each source
@@ -458,18 +461,15 @@ struct Worker {
       }
       for (; w < W; w += L)
         for (int64_t e = 0; e < E; e++) outer<1, 1>(x.data(), g.data(), m, e, w, of_projection + w, PW);
-      transposed.assign(W * Ep, 0);
-      const float* projection = all->projections[s] + column * W;
-      for (int64_t e = 0; e < E; e++)
-        for (int64_t i = 0; i < W; i++) transposed[i * Ep + e] = projection[e * all->strides[s] + i];
+      const float* transposed = &all->transposed[all->transposed_at[of->part]];
       row_of_vector.resize(6 * Ep);
       for (int64_t i = 0; i < m; i += 6) {
         const int64_t some = std::min<int64_t>(6, m - i);
         float* rows[6];
         for (int64_t k = 0; k < some; k++) rows[k] = &row_of_vector[k * Ep];
         int64_t e = 0;
-        for (; e + 2 * L <= Ep; e += 2 * L) project<2>(g.data() + i, some, W, &transposed[e], Ep, rows);
-        for (; e < Ep; e += L) project<1>(g.data() + i, some, W, &transposed[e], Ep, rows);
+        for (; e + 2 * L <= Ep; e += 2 * L) project<2>(g.data() + i, some, W, transposed + e, Ep, rows);
+        for (; e < Ep; e += L) project<1>(g.data() + i, some, W, transposed + e, Ep, rows);
         for (int64_t k = 0; k < some; k++)
           for (int64_t e = 0; e < E; e++) of[i + k].of_vector[e] += row_of_vector[k * Ep + e];
       }
@@ -582,7 +582,7 @@ struct Worker {
 };
 
 int64_t call(const Plan* p, const Call* c, bool back) {
-  Shared all = {p, c, (p->width + L - 1) / L * L, 0, 0, {}, {}, {}, {}};
+  Shared all = {p, c, (p->width + L - 1) / L * L, 0, 0, {}, {}, {}, {}, {}, {}};
   for (int64_t g = 0; g < p->parts; g++) {
     const int64_t s = p->source[g];
     int64_t& total = p->encoded[s] ? all.moving : all.learned;
@@ -601,6 +601,14 @@ int64_t call(const Plan* p, const Call* c, bool back) {
     for (int64_t e = 0; e < p->embedding[s]; e++)
       for (int64_t k = 0; k < p->columns[s]; k++, padded += all.W)
         std::memcpy(padded, c->projections[s] + e * c->strides[s] + k * p->width, 4 * p->width);
+  }
+  for (int64_t g = 0; back && g < p->parts; g++) {
+    const int64_t s = p->source[g], E = p->embedding[s], Ep = (E + L - 1) / L * L, at = all.transposed.size();
+    const float* projection = all.projections[s] + p->column[g] * all.W;
+    all.transposed_at.push_back(at);
+    all.transposed.resize(at + all.W * Ep, 0);
+    for (int64_t i = 0; i < all.W; i++)
+      for (int64_t e = 0; e < E; e++) all.transposed[at + i * Ep + e] = projection[e * all.strides[s] + i];
   }
   const int64_t threads = threads_for(c->rows, c->threads, 128);
   std::vector<Worker> workers;
