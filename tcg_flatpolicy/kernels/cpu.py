@@ -214,8 +214,8 @@ class Scorer:
         self._given = width, place, ranges, sources
         self.sources = sources
         flat = list(itertools.chain(*ranges))
-        parts = {(one.source, one.column): k for k, one in enumerate(flat)}
-        parts = {key: k for k, key in enumerate(parts)}
+        of_parts = dict.fromkeys((one.source, one.column) for one in flat)
+        parts = {key: number for number, key in enumerate(of_parts)}
         primaries = int(place.max()) + 1
         arrays: list[tuple[Any, str]] = [  # in the order of Plan in flat.cpp
             (place, "i4"),
