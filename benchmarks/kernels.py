@@ -45,6 +45,13 @@ def deciding_by(loaded: Any) -> Iterator[None]:
         cpu._loaded = before  # type: ignore[assignment]
 
 
+def leaf(entity: Tensor | fp.Lookup) -> Tensor | fp.Lookup:
+    """A copy that gradients end in."""
+    if isinstance(entity, fp.Lookup):
+        return entity._replace(table=entity.table.detach().clone().requires_grad_())
+    return entity.clone().contiguous().requires_grad_()
+
+
 class Tail:
     """A flat head's work on recorded states, their encoding given.
 
@@ -66,7 +73,7 @@ class Tail:
             (
                 batch,
                 one.hidden.clone().requires_grad_(),
-                {name: e.clone().contiguous().requires_grad_() for name, e in one.entities.items()},
+                {name: leaf(entity) for name, entity in one.entities.items()},
             )
             for batch, one in zip(batches, encoded, strict=True)
         ]
@@ -77,7 +84,8 @@ class Tail:
         distribution = self.policy.decide(observations, hidden, entities)
         log_prob = distribution.log_prob(distribution.sample())
         total = log_prob.sum() + distribution.entropy().sum()
-        return total, [hidden, *entities.values(), *self.policy.head.parameters()]
+        leaves = [one.table if isinstance(one, fp.Lookup) else one for one in entities.values()]
+        return total, [hidden, *leaves, *self.policy.head.parameters()]
 
     @torch.no_grad()
     def draw(self, call: int) -> None:

@@ -13,6 +13,7 @@ from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.roles import Entity, Index, OneOf, Role
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, Primary
+from tcg_flatpolicy.table import Lookup
 
 if TYPE_CHECKING:
     from tcg_flatpolicy.puffer import FlatPolicy, Greedy, Policy, RecurrentPolicy, TopK
@@ -35,6 +36,7 @@ __all__ = [
     "LegalAutoregressive",
     "LegalCategorical",
     "LegalLayout",
+    "Lookup",
     "OneOf",
     "Policy",
     "Primary",

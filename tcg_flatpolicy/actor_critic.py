@@ -5,7 +5,6 @@ Shapes: S segments of T steps (one step: T = 1), B = S * T rows, D hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.memory import LSTM, Carried
 from tcg_flatpolicy.operators import wide
 from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.table import Entities
 
 
 class Decided(NamedTuple):
@@ -168,9 +168,7 @@ class ActorCritic(nn.Module):
         hidden, carried = self.lstm(hidden.unflatten(0, shape), carried, first)
         return hidden.flatten(0, 1), carried
 
-    def decide(
-        self, rows: Tensor, hidden: Tensor, entities: Mapping[str, Tensor]
-    ) -> TupleDistribution:
+    def decide(self, rows: Tensor, hidden: Tensor, entities: Entities) -> TupleDistribution:
         """Observations (B, columns), hidden (B, D), {name: (B, n, E)} -> the distribution."""
         return decide(self.head, rows, self.layout, hidden, entities, self.exploration)
 

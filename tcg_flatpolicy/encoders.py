@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.operators import wide
+from tcg_flatpolicy.table import Lookup
 
 
 class Encoding(NamedTuple):
@@ -20,8 +21,9 @@ class Encoding(NamedTuple):
 
     hidden: Tensor
     """(B, D) state."""
-    entities: Mapping[str, Tensor] = {}
-    """{name: (B, n, E)}: what an Entity slot can point at; absent things are rows like others."""
+    entities: Mapping[str, Tensor | Lookup] = {}
+    """{name: (B, n, E)}: what an Entity slot can point at; absent things are rows like others.
+    What is looked up in a table, a :class:`Lookup` gives without a copy for each row."""
 
 
 @runtime_checkable

@@ -33,6 +33,7 @@ from tcg_flatpolicy.operators import wide
 from tcg_flatpolicy.provenance import provenance, write_whole
 from tcg_flatpolicy.puffer import Greedy, Policy
 from tcg_flatpolicy.spec import ActionSpec, Role
+from tcg_flatpolicy.table import as_tensors
 
 FIELD = "observation."
 """Goes before a field's name in the ONNX model's inputs, so that no field is named as another."""
@@ -104,7 +105,8 @@ class PaddedPolicy(nn.Module):
             is NaN throughout has a count outside 0..K or a tuple outside the spec, or the weights
             are broken. Then values (B,) float32 and, of a recurrent policy, lstm_h and lstm_c.
         """
-        hidden, entities = self.encoder(fields)
+        hidden, looked_up = self.encoder(fields)
+        entities = as_tensors(looked_up)
         state: tuple[Tensor, ...] = ()
         if self.cell is not None:
             if lstm_h is None or lstm_c is None:
@@ -210,7 +212,7 @@ def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
 
     # Decisions by that encoding, compared in float64: what is left of a difference is no rounding.
     exact = copy.deepcopy(policy).double()
-    entities = {name: one.double() for name, one in encoded.entities.items()}
+    entities = {name: one.double() for name, one in as_tensors(encoded.entities).items()}
     _taken_apart(exact)[0].encoder = _Recorded(Encoding(encoded.hidden.double(), entities))
     legal, n_legal, *carried = (one.double() if one.is_floating_point() else one for one in others)
     after = dict(zip(state, carried, strict=True))
@@ -361,7 +363,8 @@ class _Recorded(nn.Module):
 
 
 def _flat(encoding: Encoding) -> dict[str, Tensor]:
-    named = {f"entities[{name!r}]": one for name, one in sorted(encoding.entities.items())}
+    entities = sorted(as_tensors(encoding.entities).items())
+    named = {f"entities[{name!r}]": one for name, one in entities}
     return {"hidden": encoding.hidden, **named}
 
 

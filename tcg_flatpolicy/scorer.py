@@ -17,7 +17,7 @@ from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import RowTable, Weights
+from tcg_flatpolicy.table import Entities, Lookup, RowTable, Weights, as_tensors
 
 
 class TupleScorer(nn.Module):
@@ -81,9 +81,7 @@ class TupleScorer(nn.Module):
         self.readout = nn.Parameter(torch.randn(width) * 0.1 / width**0.5)
         self.readout_of_state = nn.Parameter(fan_in(width, width) * 0.01)
 
-    def forward(
-        self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, entities: Entities, legal: LegalActions) -> Tensor:
         """Scores of the legal tuples.
 
         Args:
@@ -113,8 +111,8 @@ class TupleScorer(nn.Module):
         )
         state_of = place.index_select(0, legal.rows)
         primaries = self.table.places(legal.actions[:, 0])
-        above = [self.primaries, state]
-        table, held = self.table.rows_of(above, legal, primaries, entities, self._weights())
+        above, things = [self.primaries, state], as_tensors(entities)
+        table, held = self.table.rows_of(above, legal, primaries, things, self._weights())
         own = len(self.primaries) + state_of
         codes = torch.cat([primaries.unsqueeze(1), own.unsqueeze(1), held], dim=1)
         return _sum_and_read([table, readout.to(table.dtype)], [codes, state_of])
@@ -123,14 +121,12 @@ class TupleScorer(nn.Module):
         self,
         state: Tensor,
         readout: Tensor,
-        entities: Mapping[str, Tensor],
+        entities: Entities,
         legal: LegalActions,
         busy: Tensor,
     ) -> Tensor | None:
         """The scores, given the rows (b,) that have a tuple, where there is a kernel for them."""
-        vectors, projections = self.table.learned_vectors(self._weights(), len(self.readout))
-        vectors += [wide(entities[str(source.name)]) for source in self.table.encoded]
-        projections += self.entity_projections
+        vectors, projections, ids = self._pieces(entities)
         readout = wide(readout)
         if not cpu.usable(state, readout, self.primaries, *vectors, *projections):
             return None
@@ -138,7 +134,23 @@ class TupleScorer(nn.Module):
         if len(busy) < len(legal):
             counts, starts = counts.index_select(0, busy), starts.index_select(0, busy)
         packed = legal.actions, counts, starts, busy
-        return self.kernel(state, readout, self.primaries, vectors, projections, packed)
+        return self.kernel(state, readout, self.primaries, vectors, projections, packed, ids)
+
+    def _pieces(self, entities: Entities) -> tuple[list[Tensor], list[Tensor], dict[int, Tensor]]:
+        """What the kernel's sources are pieces of: vectors and projections; and ids of tables."""
+        vectors: list[Tensor] = []
+        projections = list(self.entity_projections)
+        if self.embeddings is not None and self.index_projections is not None:
+            vectors = [self.embeddings, *self.table.of_features(self.embeddings)]
+            projections.insert(0, self.index_projections)
+        ids: dict[int, Tensor] = {}
+        for source in self.table.encoded:
+            of = entities[str(source.name)]
+            if isinstance(of, Lookup):
+                ids[len(vectors)] = of.ids
+                of = of.table
+            vectors.append(wide(of))
+        return vectors, projections, ids
 
     def padded(self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor) -> Tensor:
         """As forward, of padded lists and in static shapes, for export.
@@ -200,7 +212,7 @@ def check_encoding(
     spec: ActionSpec,
     hidden: Tensor,
     hidden_size: int,
-    entities: Mapping[str, Tensor],
+    entities: Entities,
     entity_sizes: Mapping[str, tuple[int, int]],
     legal: LegalActions,
 ) -> None:

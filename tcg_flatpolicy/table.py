@@ -8,15 +8,17 @@ source, M distinct things that legal tuples hold.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
@@ -26,6 +28,36 @@ from tcg_flatpolicy.spec import ActionSpec, Part, Role
 
 WHOLE = 2**14
 """Up to so many values of all learned parts are projected, listed or not."""
+
+
+class Lookup(NamedTuple):
+    """Entities whose vectors are rows of a table, such as the cards in hand of all cards.
+
+    The flat head projects a row once for all states that hold it, and needs no copy for each.
+    """
+
+    table: Tensor
+    """(R, E)."""
+    ids: Tensor
+    """(B, n) int64, which row each is."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, n, E)."""
+        return *self.ids.shape, self.table.shape[1]
+
+    def rows(self) -> Tensor:
+        """(B, n, E), the vectors themselves."""
+        return functional.embedding(self.ids, self.table)
+
+
+Entities: TypeAlias = Mapping[str, Tensor | Lookup]
+"""{name: (B, n, E)}."""
+
+
+def as_tensors(entities: Entities) -> dict[str, Tensor]:
+    """{name: (B, n, E)}, with a copy of the rows that are looked up."""
+    return {name: one.rows() if isinstance(one, Lookup) else one for name, one in entities.items()}
 
 
 class Derived(nn.Module):
@@ -280,12 +312,29 @@ class RowTable(Addresses):
 
     def kernel(self, embedding_sizes: Mapping[Any, int], width: int) -> cpu.Scorer:
         """What this table says, as the compiled scorer takes it: {source's name: E}, W."""
-        both = [*self.learned, *self.encoded]
         ranges: dict[tuple[int, int], list[cpu.Range]] = {}
-        for number, source in enumerate(both):
+        sources = []
+        first = 0
+        others, projections = (itertools.count(int(self.learned_rows > 0)) for _ in range(2))
+        for number, source in enumerate([*self.learned, *self.encoded]):
             for column, part in enumerate(source.parts):
                 found = cpu.Range(part.start, part.role.size, number, column)
                 ranges.setdefault((part.primary, part.slot), []).append(found)
+            own = bool(source.features is not None or source.name)
+            columns = len(source.parts)
+            sources.append(
+                cpu.Source(
+                    source.size,
+                    embedding_sizes[source.name],
+                    columns,
+                    encoded=not source.rows,
+                    vectors=next(others) if own else 0,
+                    begin=0 if own else source.begin,
+                    projections=next(projections) if source.name else 0,
+                    first=0 if source.name else first,
+                )
+            )
+            first += columns
         place = np.full(self.ids[-1] + 1, -1, np.int64)
         place[self.ids] = np.arange(len(self.ids))
         return cpu.Scorer(
@@ -296,10 +345,7 @@ class RowTable(Addresses):
                 for number in self.ids.tolist()
                 for slot in range(self.slots)
             ],
-            [
-                cpu.Source(one.size, embedding_sizes[one.name], len(one.parts), not one.rows)
-                for one in both
-            ],
+            sources,
         )
 
     def rows_of(
@@ -366,14 +412,23 @@ class RowTable(Addresses):
         """Of each learned source: its vectors (n, e), and their projections (e, parts * W)."""
         if weights.rows is None or weights.projections is None:
             return [], []
-        vectors = []
-        for number, source in enumerate(self.learned):
-            rows = weights.rows.narrow(0, source.begin, source.rows)
-            if source.features is not None:
-                rows = self.get_buffer(f"features{number}").to(rows.dtype) @ rows
-            vectors.append(rows)
+        vectors = [
+            weights.rows.narrow(0, source.begin, source.rows)
+            for source in self.learned
+            if source.features is None
+        ]
+        vectors += self.of_features(weights.rows)
         columns = [len(source.parts) * width for source in self.learned]
         return vectors, list(weights.projections.split(columns, dim=1))
+
+    def of_features(self, rows: Tensor) -> list[Tensor]:
+        """Learned rows (rows, e) -> (n, e) of each source whose values weigh them."""
+        return [
+            self.get_buffer(f"features{number}").to(rows.dtype)
+            @ rows.narrow(0, source.begin, source.rows)
+            for number, source in enumerate(self.learned)
+            if source.features is not None
+        ]
 
     def padded(
         self, tuples: Tensor, entities: Mapping[str, Tensor], weights: Weights, width: int

@@ -27,6 +27,7 @@ from tcg_flatpolicy.games.essence_wars import (
 )
 from tcg_flatpolicy.games.essence_wars import engine as ew
 from tcg_flatpolicy.games.essence_wars.encoder import _board_ids, _card_rows
+from tcg_flatpolicy.table import as_tensors
 
 pytestmark = pytest.mark.integration
 
@@ -569,7 +570,7 @@ def test_the_encoder_gives_the_shapes_it_declares(
     encoding = encoder(observations)
     assert encoding.hidden.shape == (48, encoder.hidden_size) == (48, 48)
     assert encoder.entity_sizes == {"hand": (10, 16), "ally": (5, 16), "enemy": (5, 16)}
-    assert {n: tuple(e.shape[1:]) for n, e in encoding.entities.items()} == encoder.entity_sizes
+    assert {n: e.shape[1:] for n, e in encoding.entities.items()} == encoder.entity_sizes
     empty = encoder(observations[:0])
     assert empty.hidden.shape == (0, 48)
     assert empty.entities["hand"].shape == (0, 10, 16)
@@ -579,7 +580,8 @@ def test_every_parameter_takes_part(
     encoder: EssenceWarsEncoder, observations: torch.Tensor
 ) -> None:
     encoding = encoder(observations)
-    sum((e**2).sum() for e in (encoding.hidden, *encoding.entities.values())).backward()
+    entities = as_tensors(encoding.entities).values()
+    sum((e**2).sum() for e in (encoding.hidden, *entities)).backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -593,8 +595,9 @@ def test_swapping_two_cards_in_hand_swaps_their_rows_and_nothing_else(
     before = encoder(observations)
     after = encoder(changed(observations, at=[11, 13], to=state[:, [13, 11]]))
     order = [2, 1, 0, 3, 4, 5, 6, 7, 8, 9]
-    assert torch.equal(after.entities["hand"], before.entities["hand"][:, order])
-    assert not torch.equal(after.entities["hand"], before.entities["hand"])
+    hands = [one.entities["hand"].rows() for one in (before, after)]
+    assert torch.equal(hands[1], hands[0][:, order])
+    assert not torch.equal(hands[1], hands[0])
     assert torch.equal(after.entities["ally"], before.entities["ally"])
     torch.testing.assert_close(after.hidden, before.hidden)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -168,15 +169,15 @@ def test_a_row_s_numbers_do_not_depend_on_the_batch_or_on_threads(kernel: str) -
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     # What the kernel is given differs by torch's products, which are not the same for any batch.
     state, readout = scorer._read(hidden)
-    vectors, projections = scorer.table.learned_vectors(scorer._weights(), 64)
-    shared = scorer.primaries, [*vectors, things], [*projections, *scorer.entity_projections]
+    vectors, projections, ids = scorer._pieces({"x": things})
+    shared = scorer.primaries, vectors, projections
     with torch.no_grad():
         packed = legal.actions, legal.counts, legal.starts, torch.arange(1200)
-        every = scorer.kernel(state, readout, *shared, packed)
+        every = scorer.kernel(state, readout, *shared, packed, ids)
         for begin, end in ((0, 1), (5, 6), (100, 177), (1199, 1200)):
             part, _, _ = legal.select(slice(begin, end))
             packed = part.actions, part.counts, part.starts, torch.arange(begin, end)
-            some = scorer.kernel(state[begin:end], readout[begin:end], *shared, packed)
+            some = scorer.kernel(state[begin:end], readout[begin:end], *shared, packed, ids)
             first = int(legal.starts[begin])
             assert torch.equal(some, every[first : first + len(some)])
 
@@ -398,3 +399,75 @@ def test_log_probs_of_draws_are_the_same_under_each(monkeypatch: pytest.MonkeyPa
         found.append((distribution.logits, distribution.entropy()))
     for one in found[1:]:
         torch.testing.assert_close(one, found[0])
+
+
+# ---- entities that are rows of a table
+
+
+class Cards(torch.nn.Module):
+    """Entities as a Lookup, or as a copy of the same rows."""
+
+    def __init__(self, layout: fp.LegalLayout, looks_up: bool) -> None:
+        super().__init__()
+        self.layout, self.looks_up = layout, looks_up
+        self.hidden_size, self.entity_sizes = 8, {"x": (5, 6)}
+        torch.manual_seed(4)
+        self.table = torch.nn.Parameter(torch.randn(30, 6))
+        self.net = torch.nn.Linear(5, 8)
+
+    def forward(self, observations: Tensor) -> fp.Encoding:
+        ids = self.layout.field(observations, "cards").long()
+        things: Any = fp.Lookup(self.table, ids)
+        assert things.shape == (len(ids), 5, 6)
+        return fp.Encoding(self.net(ids.float()), {"x": things if self.looks_up else things.rows()})
+
+
+def cards_policy(looks_up: bool, head: str = "flat") -> tuple[fp.Policy, npt.NDArray[np.uint8]]:
+    dtype = np.dtype([("cards", "u1", 5), ("n", "u1"), ("legal", "u1", (12, 3))])
+    layout = fp.LegalLayout.from_dtype(dtype, count="n", actions="legal")
+    either = fp.OneOf(fp.Index("i", 3), fp.Entity("x", 5))
+    spec = fp.ActionSpec([fp.Primary("a", fp.Entity("x", 5), either), fp.Primary("b", either)])
+    torch.manual_seed(5)
+    policy = fp.Policy(
+        spec=spec, layout=layout, encoder=Cards(layout, looks_up), head=head, width=20
+    )
+    rng = np.random.default_rng(6)
+    records = np.zeros(50, dtype)
+    records["cards"] = rng.integers(0, 30, (50, 5))
+    records["n"] = rng.integers(0, 13, 50)
+    primaries = rng.integers(0, 2, (50, 12))
+    records["legal"][..., 0] = primaries
+    records["legal"][..., 1] = rng.integers(0, 5, (50, 12))
+    records["legal"][..., 2] = rng.integers(0, 8, (50, 12)) * (primaries == 0)
+    return policy, records.view(np.uint8).reshape(50, -1)
+
+
+@pytest.mark.parametrize("head", ["flat", "autoregressive"])
+@pytest.mark.parametrize("by", [*COMPILED, "packed"])
+def test_a_lookup_decides_as_the_rows_that_it_looks_up(
+    by: str, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(by, monkeypatch)
+    found = []
+    for looks_up in (True, False):
+        policy, rows = cards_policy(looks_up, head)
+        face, _ = policy(torch.from_numpy(rows))
+        torch.manual_seed(7)
+        actions = face.sample()
+        log_prob = face.log_prob(actions)
+        total = log_prob.square().sum() + face.entropy().square().sum()
+        gradients = torch.autograd.grad(total, list(policy.parameters()), allow_unused=True)
+        found.append([log_prob, face.entropy(), *(g for g in gradients if g is not None)])
+        names = [name for name, _ in policy.named_parameters()]
+        assert gradients[names.index("encoder.table")].abs().sum() > 0
+    for mine, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("by", [*COMPILED, "packed"])
+def test_an_id_beyond_the_table_is_an_error(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(by, monkeypatch)
+    policy, rows = cards_policy(True)
+    policy.encoder.table = torch.nn.Parameter(torch.randn(20, 6))
+    with pytest.raises(IndexError):
+        policy(torch.from_numpy(rows))

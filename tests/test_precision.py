@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tcg_flatpolicy as fp
+from tcg_flatpolicy.table import as_tensors
 from tests.games import BANDIT_SPEC, Bandit, BanditEncoder
 
 HEADS = ["flat", "autoregressive"]
@@ -82,7 +83,8 @@ def test_weights_of_half_the_bits(kind: Any, head: str, dtype: torch.dtype, own:
         made.to(dtype)
         encoder.float()  # whose own code is of float32
         encoder.forward = lambda rows: fp.Encoding(
-            plain(rows).hidden.to(dtype), {k: v.to(dtype) for k, v in plain(rows).entities.items()}
+            plain(rows).hidden.to(dtype),
+            {k: v.to(dtype) for k, v in as_tensors(plain(rows).entities).items()},
         )
     else:
         made.to(dtype)

@@ -17,14 +17,18 @@ from tcg_flatpolicy.exploration import Exploration
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.table import Entities, as_tensors
 
 
 class Head(nn.Module):
     """A head of this library. One of your own need be no more than a module with its forward.
 
     One that returns a LegalAutoregressive may have an attribute ``path_entropy``: True gives the
-    trainer `LegalAutoregressive.path_entropy`, an estimate, in the place of the exact entropy.
+    trainer `LegalAutoregressive.path_entropy`, an estimate, in the place of the exact entropy. One
+    with ``takes_lookups`` true is given each `Lookup` of the encoder as it is, not its rows.
     """
+
+    takes_lookups = False
 
     @abstractmethod
     def forward(
@@ -37,7 +41,7 @@ class Head(nn.Module):
         observations: Tensor,
         layout: LegalLayout,
         hidden: Tensor,
-        entities: Mapping[str, Tensor],
+        entities: Entities,
         exploration: Exploration,
     ) -> TupleDistribution:
         """Reads the lists from observations (B, columns), packed, decides by them, and explores.
@@ -47,6 +51,8 @@ class Head(nn.Module):
             ValueError: a legal list that is broken or not within the spec, naming the row.
         """
         legal = layout.read_distinct(observations)
+        if not getattr(self, "takes_lookups", False):
+            entities = as_tensors(entities)
         distribution: TupleDistribution = self(hidden, entities, legal)
         shapes = [tuple(getattr(distribution, f"{kind}_shape", ())) for kind in ("batch", "event")]
         if shapes != [(len(legal),), (1 + legal.slots,)]:

@@ -11,6 +11,7 @@ from tcg_flatpolicy.heads.base import Head
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.table import Entities
 
 
 class FlatHead(Head):
@@ -29,6 +30,8 @@ class FlatHead(Head):
         ValueError: an Entity of the spec that the encoder does not embed, or too few rows of it.
     """
 
+    takes_lookups = True
+
     def __init__(
         self,
         spec: ActionSpec,
@@ -39,9 +42,7 @@ class FlatHead(Head):
         super().__init__()
         self.scorer = TupleScorer(spec, hidden_size, entity_sizes, width)
 
-    def forward(
-        self, hidden: Tensor, entities: Mapping[str, Tensor], legal: LegalActions
-    ) -> LegalCategorical:
+    def forward(self, hidden: Tensor, entities: Entities, legal: LegalActions) -> LegalCategorical:
         """Hidden (B, D), {name: (B, n, E)}, B legal lists -> the categorical over each list.
 
         Raises:

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,7 +184,11 @@ class Range(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where vectors are: learned, (size, E), or those of each state, (B, size, E)."""
+    """Where vectors and their projections are: a piece of two of the tensors that a call is given.
+
+    Vectors are learned, (size, E), or those of each state, (B, size, E). The latter may be given as
+    the rows of a table, by their numbers (B, size).
+    """
 
     size: int
     embedding: int
@@ -192,6 +196,14 @@ class Source(NamedTuple):
     columns: int
     """How many projections stand side by side, W columns each."""
     encoded: bool
+    vectors: int
+    """Which of the vectors."""
+    begin: int
+    """Its first row there; 0 of encoded ones."""
+    projections: int
+    """Which of the projections."""
+    first: int
+    """The place of its first projection there."""
 
 
 class Scorer:
@@ -213,6 +225,8 @@ class Scorer:
     ) -> None:
         self._given = width, place, ranges, sources
         self.sources = sources
+        self.width = width
+        self._vectors = 1 + max((one.vectors for one in sources), default=-1)
         flat = list(itertools.chain(*ranges))
         of_parts = dict.fromkeys((one.source, one.column) for one in flat)
         parts = {key: number for number, key in enumerate(of_parts)}
@@ -251,69 +265,80 @@ class Scorer:
         vectors: Sequence[Tensor],
         projections: Sequence[Tensor],
         packed: tuple[Tensor, Tensor, Tensor, Tensor],
+        ids: Mapping[int, Tensor],
     ) -> Tensor:
         """The scores (N,), with a gradient for each of the floats.
 
         Args:
             state, readout: (B, W).
             primaries: (P, W).
-            vectors: of each source.
-            projections: (E, columns * W) of each source.
+            vectors: (rows, E) or (B, size, E) each.
+            projections: (E, columns * W) each.
             packed: actions (N, H), counts (B,), starts (B,), and which of the states that sources
                 have vectors of is each row's own (B,).
+            ids: (B, size) int64 of the vectors that are tables, by their place among the vectors.
 
         Raises:
+            IndexError: an id that is no row of its table.
             ValueError: a tuple that is not within the spec.
         """
-        floats = [state, readout, primaries, *vectors]
-        floats = [one.contiguous() for one in floats]
-        return _score([*floats, *projections], packed, [self.handle])
+        floats = [state, readout, primaries, *vectors, *projections]
+        others = [*packed, *ids.values()]
+        floats, others = ([one.contiguous() for one in some] for some in (floats, others))
+        return _score(floats, others, [self.handle, *ids])
 
     def run(
-        self, floats: list[Tensor], packed: list[Tensor], given: Tensor | None = None
+        self,
+        floats: list[Tensor],
+        others: list[Tensor],
+        tables: Sequence[int],
+        given: Tensor | None = None,
     ) -> list[Tensor]:
         """The scores; or, given their gradient, that of each of the floats."""
-        state, readout, primaries, *rest = floats
-        actions, counts, starts, state_of = packed
-        vectors, projections = rest[: len(self.sources)], rest[len(self.sources) :]
-        # A row of numbers must lie in one piece, and rows may be apart.
-        projections = [one if one.stride(1) == 1 else one.contiguous() for one in projections]
+        state = floats[0]
+        ids = dict(zip(tables, others[4:], strict=True))
+        scores = state.new_empty(len(others[0])) if given is None else given.contiguous()
+        results = [] if given is None else [torch.zeros_like(one) for one in floats]
 
-        def addresses(tensors: Sequence[Tensor]) -> Any:
-            return _numbers(one.data_ptr() for one in tensors)
-
-        scores = state.new_empty(len(actions)) if given is None else given.contiguous()
-        results = [scores]
-        if given is not None:
-            results = [torch.empty_like(one) for one in (state, readout, primaries)]
-            results += [torch.zeros_like(one) for one in vectors]
-            results += [one.new_zeros(one.shape) for one in projections]
         # Kept until the call is over, since it has but their addresses.
-        lists = [addresses(vectors), addresses(projections)]
-        lists.append(_numbers(one.stride(0) for one in projections))
-        of_lists = [
-            addresses(results[3 : 3 + len(vectors)]),
-            addresses(results[3 + len(vectors) :]),
-        ]
-        inputs = counts, starts, actions, state_of, state, readout, primaries
+        pieces = _numbers(  # in the order of Piece in flat.cpp
+            number
+            for one in self.sources
+            for number in self._piece(one, floats[3:], results[3:], ids.get(one.vectors))
+        )
+        actions, counts, starts, state_of = others[:4]
+        inputs = counts, starts, actions, state_of, *floats[:3]
         call = _numbers(  # in the order of Call in flat.cpp
             [
                 *(len(state), torch.get_num_threads()),
                 *(one.data_ptr() for one in inputs),
-                *map(_address, lists),
-                *(scores.data_ptr(), scores.data_ptr()),
-                *(one.data_ptr() for one in (results * 3)[:3]),
-                *map(_address, of_lists),
+                _address(pieces),
+                scores.data_ptr(),
+                *(one.data_ptr() for one in results[:3]),
             ]
         )
-        self._finish(_call("score" if given is None else "score_back", self._plan, call))
-        return results
-
-    def _finish(self, result: int) -> None:
-        if result < 0:
-            raise MemoryError("no memory to score the legal tuples of a batch")
-        if result:
+        result = _call("score" if given is None else "score_back", self._plan, call)
+        if result == 2:
+            raise IndexError("an id of an entity is no row of the table that it looks up")
+        if result == 1:
             raise ValueError("a legal tuple is not within the spec: call validate(spec) to see it")
+        if result:
+            raise MemoryError("no memory to score the legal tuples of a batch")
+        return results or [scores]
+
+    def _piece(
+        self, of: Source, floats: list[Tensor], results: list[Tensor], ids: Tensor | None
+    ) -> list[int]:
+        """Addresses of a source's vectors and projections, and of their gradients."""
+        vectors, projections = of.vectors, self._vectors + of.projections
+        begins = 4 * of.begin * of.embedding, 4 * of.first * self.width
+        found = [
+            tensors[place].data_ptr() + begin if tensors else 0
+            for tensors in (floats, results)
+            for place, begin in zip((vectors, projections), begins, strict=True)
+        ]
+        table = 0 if ids is None else len(floats[vectors])
+        return [*found, floats[projections].shape[1], table, 0 if ids is None else ids.data_ptr()]
 
 
 _HANDLES: dict[tuple[Any, ...], int] = {}
@@ -321,13 +346,13 @@ _SCORERS: dict[int, Scorer] = {}
 
 
 def _score_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
-    return _SCORERS[sizes[0]].run(floats, others)
+    return _SCORERS[sizes[0]].run(floats, others, sizes[1:])
 
 
 def _score_backward(
     grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
 ) -> list[Tensor]:
-    return _SCORERS[sizes[0]].run(floats, others, grad)
+    return _SCORERS[sizes[0]].run(floats, others, sizes[1:], grad)
 
 
 def _score_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:

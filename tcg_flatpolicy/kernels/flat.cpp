@@ -225,21 +225,23 @@ struct Plan {  // what does not change from call to call
   const int32_t* encoded;                      // (sources): whether its values are a state's own
 };
 
+struct Piece {  // of a source
+  const float *vectors, *projections;  // (n, E), or (B, n, E), or those of a table; (E, columns * W)
+  float *of_vectors, *of_projections;  // backward: zeros at first
+  int64_t stride;      // from a row of the projections to the next, in floats
+  int64_t table;       // how many rows the table has that vectors are of
+  const int64_t* ids;  // (B, n): which of them is a value's own; or null
+};
+
 struct Call {
   int64_t rows, threads;
   const int64_t *counts, *starts, *tuples;  // (B), (B), (N, H)
   const int64_t* state_of;                  // (B): of each row, which of the states of the encoder's entities is its own
   const float *state, *readout;             // (B, W)
   const float* primaries;                   // (P, W)
-  const float* const* vectors;              // of each source (n, E), or (B, n, E)
-  const float* const* projections;          // of each source (E, columns * W)
-  const int64_t* strides;                   // of each source's projections, in floats
-  float* scores;                            // (N)
-  // Backward:
-  const float* of_scores;  // (N)
-  float *of_state, *of_readout, *of_primaries;
-  float* const* of_vectors;      // zeros at first
-  float* const* of_projections;  // contiguous, zeros at first
+  const Piece* pieces;                      // (sources)
+  float* scores;                            // (N); backward: their gradient
+  float *of_state, *of_readout, *of_primaries;  // backward
 };
 }
 
@@ -353,7 +355,7 @@ struct Worker {
   std::vector<float*> out;
   std::vector<std::vector<float>> of_projections;  // of each source
   int64_t fixed_rows, new_from = 0;
-  bool outside = false;  // whether some tuple is not within the spec
+  int64_t broken = 0;  // 1: some tuple is not within the spec; 2: some id is none of its table
 
   Worker(Shared* all, bool back)
       : p(all->p), c(all->c), all(all), W(all->W), S(all->p->values - 1), back(back), met(all->learned),
@@ -367,14 +369,13 @@ struct Worker {
     for (int64_t s = 0; s < p->sources; s++) of_projections.emplace_back(p->embedding[s] * p->columns[s] * W, 0.0f);
   }
 
-  // Which table rows the tuples of a row sum, from the block's tuple T on; new things are listed. Whether all tuples are
-  // within the spec.
-  bool look_up(int64_t b, int64_t T) {
+  // Which table rows the tuples of a row sum, from the block's tuple T on; new things are listed. 0, or what is broken.
+  int64_t look_up(int64_t b, int64_t T) {
     const int64_t n = c->counts[b];
     const int64_t* tuple = c->tuples + c->starts[b] * p->values;
     int32_t* row = &at[T * (1 + S)];
     for (int64_t i = 0; i < n; i++, tuple += p->values, row += 1 + S) {
-      if ((uint64_t)tuple[0] >= (uint64_t)p->ids || p->place[tuple[0]] < 0) return false;
+      if ((uint64_t)tuple[0] >= (uint64_t)p->ids || p->place[tuple[0]] < 0) return 1;
       const int64_t place = p->place[tuple[0]];
       row[0] = (int32_t)(1 + place);
       for (int64_t j = 0; j < S; j++) {
@@ -385,29 +386,35 @@ struct Worker {
         }
         int64_t k = range[1] - 1;
         while (k > range[0] && tuple[1 + j] < p->start[k]) k--;
-        if ((uint64_t)(tuple[1 + j] - p->start[k]) >= (uint64_t)p->size[k]) return false;
+        if ((uint64_t)(tuple[1 + j] - p->start[k]) >= (uint64_t)p->size[k]) return 1;
         const int32_t part = p->part[k];
-        const int64_t value = tuple[1 + j] - p->start[k], source = p->source[part], E = p->embedding[source];
-        if (!p->encoded[source]) {
-          int32_t& found = met[all->base[part] + value];
+        int64_t value = tuple[1 + j] - p->start[k];
+        const int64_t source = p->source[part], E = p->embedding[source];
+        const Piece& piece = c->pieces[source];
+        if (piece.ids) {
+          value = piece.ids[c->state_of[b] * p->sizes[source] + value];
+          if ((uint64_t)value >= (uint64_t)piece.table) return 2;
+        }
+        const int64_t thing = all->base[part] + value;
+        if (!p->encoded[source] || piece.ids) {
+          int32_t& found = met[thing];
           if (!found) {
             found = (int32_t)fixed_rows++;
-            learned.push_back({c->vectors[source] + value * E, back ? c->of_vectors[source] + value * E : nullptr, part, found});
+            learned.push_back({piece.vectors + value * E, back ? piece.of_vectors + value * E : nullptr, part, found});
           }
           row[1 + j] = found;
           continue;
         }
-        const int64_t thing = all->base[part] + value;
         if (stamps[thing] != (uint32_t)(b + 1)) {
           stamps[thing] = (uint32_t)(b + 1);
           own_rows[thing] = ~(int32_t)own.size();
           const int64_t where = (c->state_of[b] * p->sizes[source] + value) * E;
-          own.push_back({c->vectors[source] + where, back ? c->of_vectors[source] + where : nullptr, part, own_rows[thing]});
+          own.push_back({piece.vectors + where, back ? piece.of_vectors + where : nullptr, part, own_rows[thing]});
         }
         row[1 + j] = own_rows[thing];
       }
     }
-    return true;
+    return 0;
   }
 
   const float* table_row(int32_t row) const { return row >= 0 ? &fixed[row * W] : &moving[~row * W]; }
@@ -538,7 +545,7 @@ struct Worker {
 
   void score_back(int64_t b, const int32_t* rows) {
     const int64_t n = c->counts[b];
-    const float* of_score = c->of_scores + c->starts[b];
+    const float* of_score = c->scores + c->starts[b];
     score(b, rows);
     int64_t w = 0;
     for (; w + 2 * L <= W; w += 2 * L) back_piece<2>(n, of_score, rows, w);
@@ -556,10 +563,8 @@ struct Worker {
       new_from = learned.size();
       T = 0;
       for (int64_t r = b; r < next; r++) {
-        if (!look_up(r, T)) {
-          outside = true;
-          return;
-        }
+        broken = look_up(r, T);
+        if (broken) return;
         T += c->counts[r];
       }
       fixed.resize(fixed_rows * W);
@@ -585,9 +590,10 @@ int64_t call(const Plan* p, const Call* c, bool back) {
   Shared all = {p, c, (p->width + L - 1) / L * L, 0, 0, {}, {}, {}, {}, {}, {}};
   for (int64_t g = 0; g < p->parts; g++) {
     const int64_t s = p->source[g];
-    int64_t& total = p->encoded[s] ? all.moving : all.learned;
+    const bool looks_up = c->pieces[s].ids;
+    int64_t& total = p->encoded[s] && !looks_up ? all.moving : all.learned;
     all.base.push_back(total);
-    total += p->sizes[s];
+    total += looks_up ? c->pieces[s].table : p->sizes[s];
   }
   const bool whole = all.W == p->width;
   size_t room = 0;
@@ -595,12 +601,13 @@ int64_t call(const Plan* p, const Call* c, bool back) {
   if (!whole) all.padded.assign(room, 0);
   float* padded = all.padded.data();
   for (int64_t s = 0; s < p->sources; s++) {
-    all.projections.push_back(whole ? c->projections[s] : padded);
-    all.strides.push_back(whole ? c->strides[s] : p->columns[s] * all.W);
+    const Piece& piece = c->pieces[s];
+    all.projections.push_back(whole ? piece.projections : padded);
+    all.strides.push_back(whole ? piece.stride : p->columns[s] * all.W);
     if (whole) continue;
     for (int64_t e = 0; e < p->embedding[s]; e++)
       for (int64_t k = 0; k < p->columns[s]; k++, padded += all.W)
-        std::memcpy(padded, c->projections[s] + e * c->strides[s] + k * p->width, 4 * p->width);
+        std::memcpy(padded, piece.projections + e * piece.stride + k * p->width, 4 * p->width);
   }
   for (int64_t g = 0; back && g < p->parts; g++) {
     const int64_t s = p->source[g], E = p->embedding[s], Ep = (E + L - 1) / L * L, at = all.transposed.size();
@@ -617,7 +624,7 @@ int64_t call(const Plan* p, const Call* c, bool back) {
   const auto work = [&](int64_t t, int64_t begin, int64_t end) { workers[t].work(begin, end); };
   if (!over_rows(c->rows, threads, work)) return -1;
   for (Worker& worker : workers)
-    if (worker.outside) return 1;
+    if (worker.broken) return worker.broken;
   if (!back) return 0;
   // Learned things are shared by all rows, so that their gradients are put together by one thread.
   std::memset(c->of_primaries, 0, 4 * p->primaries * p->width);
@@ -628,9 +635,11 @@ int64_t call(const Plan* p, const Call* c, bool back) {
         c->of_primaries[i * p->width + w] += worker.of_fixed[(1 + i) * all.W + w];
     for (int64_t s = 0; s < p->sources; s++) {
       const float* from = worker.of_projections[s].data();
-      float* to = c->of_projections[s];
-      for (int64_t k = 0; k < p->embedding[s] * p->columns[s]; k++, from += all.W, to += p->width)
-        for (int64_t w = 0; w < p->width; w++) to[w] += from[w];
+      for (int64_t e = 0; e < p->embedding[s]; e++)
+        for (int64_t k = 0; k < p->columns[s]; k++, from += all.W) {
+          float* to = c->pieces[s].of_projections + e * c->pieces[s].stride + k * p->width;
+          for (int64_t w = 0; w < p->width; w++) to[w] += from[w];
+        }
     }
   }
   return 0;
@@ -648,7 +657,7 @@ int64_t guarded(const Plan* p, const Call* c, bool back) {
 
 extern "C" {
 
-// 0; or 1 where a tuple is not within the spec, or -1 without memory, and then no result.
+// 0; or no result: 1 where a tuple is not within the spec, 2 where an id is none of its table, -1 without memory.
 int64_t tcg_score(const Plan* p, const Call* c) { return guarded(p, c, false); }
 int64_t tcg_score_back(const Plan* p, const Call* c) { return guarded(p, c, true); }
 }

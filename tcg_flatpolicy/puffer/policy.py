@@ -6,7 +6,7 @@ Shapes: B rows of observations, S segments of T steps (PufferLib's horizon), D h
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.meaning import action_dtype, meaning
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
+from tcg_flatpolicy.table import Entities
 from tcg_flatpolicy.wrapping import env_attribute
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -102,7 +103,7 @@ class Policy(ActorCritic):
         self._action_dtype = dtype
         space = env_attribute(env, "single_action_space")
         self._discrete = isinstance(space, gymnasium.spaces.Discrete)
-        self._encoded: list[tuple[Tensor, Mapping[str, Tensor]]] = []
+        self._encoded: list[tuple[Tensor, Entities]] = []
 
     @_fresh_weights
     def distribution(

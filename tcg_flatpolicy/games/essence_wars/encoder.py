@@ -9,6 +9,7 @@ from torch.nn import functional
 from tcg_flatpolicy.encoders import Encoding
 from tcg_flatpolicy.games.essence_wars import engine as ew
 from tcg_flatpolicy.layout import LegalLayout
+from tcg_flatpolicy.table import Lookup
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
@@ -76,7 +77,7 @@ class EssenceWarsEncoder(nn.Module):
         sums = self._sums(rows)
         everything = [state[:, : ew.PLAYERS], numbers, supports, prepared, ally, enemy, sums]
         hidden = self.trunk(torch.cat([part.flatten(1) for part in everything], dim=1).to(dtype))
-        cards = self.cards(rows[:, 0, : ew.HAND])  # (B, 10, E)
+        cards = Lookup(self.cards.weight, rows[:, 0, : ew.HAND])
         return Encoding(hidden, {"hand": cards, "ally": ally, "enemy": enemy})
 
     def _sums(self, rows: Tensor) -> Tensor:
