@@ -120,6 +120,8 @@ class LegalCategorical(OverLegalTuples):
         legal: the legal tuples of B rows, N in all.
         scores: (N,) floats, -inf allowed; float16 and bfloat16 are computed in float32.
         validate_args: as in torch.distributions.
+        known: of a caller that has them, of lists without repeats: the scores' log-softmax within
+            rows (N,) and its entropy (B,), which then carry the gradient.
 
     Raises:
         TypeError: scores are not floats.
@@ -128,7 +130,11 @@ class LegalCategorical(OverLegalTuples):
     """
 
     def __init__(
-        self, legal: LegalActions, scores: Tensor, validate_args: bool | None = None
+        self,
+        legal: LegalActions,
+        scores: Tensor,
+        validate_args: bool | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         if not scores.is_floating_point():
             raise TypeError(f"scores must be floats, got {scores.dtype}")
@@ -140,9 +146,11 @@ class LegalCategorical(OverLegalTuples):
         self._entropy: Tensor | None = None
         self.logits: Tensor
         """(N,) log-probability of each listing, normalised within its row."""
-        if legal.known_distinct and cpu.usable(scores):
-            self.logits, self._entropy = cpu.normalise(scores, legal.counts, legal.starts)
-            self._scores, self._totals = self.logits, self._entropy
+        if known is None and legal.known_distinct and cpu.usable(scores):
+            known = cpu.normalise(scores, legal.counts, legal.starts)
+        if known is not None:
+            self.logits, self._entropy = known
+            self._scores, self._totals = known
         else:
             self._scores, self.logits, self._totals = log_softmax(scores, legal)
         super().__init__(torch.Size([len(legal)]), legal.actions.shape[1:], validate_args)

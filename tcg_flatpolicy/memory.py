@@ -81,7 +81,7 @@ class LSTM(nn.Module):
             return output.transpose(0, 1), (h.squeeze(0), c.squeeze(0))
         floats = [one.to(dtype) for one in (in_time, *carried, *weights)]
         keep = torch.ones_like(in_time[..., :1]) if first is None else ~first.t().unsqueeze(2)
-        both = _lstm(floats, [keep.to(dtype)])  # (T, S, 2 D)
+        both = _lstm(floats, [keep.to(dtype)])[0]  # (T, S, 2 D)
         h, c = both[-1].chunk(2, dim=1)
         return both[..., : self.hidden_size].transpose(0, 1), (h, c)
 

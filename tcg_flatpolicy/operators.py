@@ -66,15 +66,16 @@ class Operator:
 
     def __call__(
         self, floats: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int] = ()
-    ) -> Tensor:
-        """The result, with gradients for the floats."""
+    ) -> Sequence[Tensor]:
+        """The result, with gradients for the floats, and what else forward gives."""
+        results: Sequence[Tensor]
         if torch.compiler.is_compiling():
-            result: Tensor = self.op(list(floats), list(others), list(sizes))[0]
+            results = self.op(list(floats), list(others), list(sizes))
         elif not torch.is_grad_enabled():
-            result = self.forward(list(floats), list(others), list(sizes))[0]
+            results = self.forward(list(floats), list(others), list(sizes))
         else:
-            result = _Eager.apply(self, len(floats), sizes, *floats, *others)[0]  # type: ignore[no-untyped-call]
-        return result
+            results = _Eager.apply(self, len(floats), sizes, *floats, *others)  # type: ignore[no-untyped-call]
+        return results
 
 
 class _Eager(torch.autograd.Function):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
@@ -96,45 +97,41 @@ class TupleScorer(nn.Module):
         Raises:
             ValueError: hidden or an entity of another shape than declared.
         """
+        return self._scores(hidden, entities, legal, normalised=False)[0]
+
+    def categorical(
+        self, hidden: Tensor, entities: Entities, legal: LegalActions
+    ) -> LegalCategorical:
+        """The categorical of the scores; takes and raises what :meth:`forward` does."""
+        scores, known = self._scores(hidden, entities, legal, legal.known_distinct)
+        return LegalCategorical(legal, scores, known=known)
+
+    def _scores(
+        self, hidden: Tensor, entities: Entities, legal: LegalActions, normalised: bool
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Scores (N,); and of a kernel that is to normalise them, log-softmax and entropies."""
         check_encoding(self.spec, hidden, self.hidden_size, entities, self.entity_sizes, legal)
-        busy = torch.arange(len(legal), device=hidden.device)
-        if not torch.compiler.is_compiling():  # a graph cannot look at how many there are
+        state_of = legal.counts.new_empty(0)  # (B,), or nothing where each row has its own state
+        if not torch.compiler.is_compiling():  # a graph cannot look at how many have a tuple
             busy = legal.counts.nonzero().squeeze(1)
-            if len(busy) < len(hidden):
+            if busy.shape[0] < hidden.shape[0]:
                 hidden = hidden.index_select(0, busy)
+                numbers = torch.arange(busy.shape[0], device=busy.device)
+                state_of = torch.zeros_like(legal.counts).index_put_((busy,), numbers)
         state, readout = self._read(hidden)  # (b, W)
-        scores = self._by_kernel(state, readout, entities, legal, busy)
-        if scores is not None:
-            return scores
-        place = torch.empty_like(legal.counts).index_put_(
-            (busy,), torch.arange(len(busy), device=busy.device)
-        )
-        state_of = place.index_select(0, legal.rows)
+
+        vectors, projections, ids = self._pieces(entities)
+        floats = state, wide(readout), self.primaries
+        if cpu.usable(*floats, *vectors, *projections):
+            packed = legal.actions, legal.counts, legal.starts, state_of
+            return self.kernel(*floats, vectors, projections, packed, ids, normalised)
+        own = state_of.index_select(0, legal.rows) if state_of.shape[0] else legal.rows
         primaries = self.table.places(legal.actions[:, 0])
         above, things = [self.primaries, state], as_tensors(entities)
         table, held = self.table.rows_of(above, legal, primaries, things, self._weights())
-        own = len(self.primaries) + state_of
-        codes = torch.cat([primaries.unsqueeze(1), own.unsqueeze(1), held], dim=1)
-        return _sum_and_read([table, readout.to(table.dtype)], [codes, state_of])
-
-    def _by_kernel(
-        self,
-        state: Tensor,
-        readout: Tensor,
-        entities: Entities,
-        legal: LegalActions,
-        busy: Tensor,
-    ) -> Tensor | None:
-        """The scores, given the rows (b,) that have a tuple, where there is a kernel for them."""
-        vectors, projections, ids = self._pieces(entities)
-        readout = wide(readout)
-        if not cpu.usable(state, readout, self.primaries, *vectors, *projections):
-            return None
-        counts, starts = legal.counts, legal.starts
-        if len(busy) < len(legal):
-            counts, starts = counts.index_select(0, busy), starts.index_select(0, busy)
-        packed = legal.actions, counts, starts, busy
-        return self.kernel(state, readout, self.primaries, vectors, projections, packed, ids)
+        states = (len(self.primaries) + own).unsqueeze(1)
+        codes = torch.cat([primaries.unsqueeze(1), states, held], dim=1)
+        return _sum_and_read([table, readout.to(table.dtype)], [codes, own])[0], None
 
     def _pieces(self, entities: Entities) -> tuple[list[Tensor], list[Tensor], dict[int, Tensor]]:
         """What the kernel's sources are pieces of: vectors and projections; and ids of tables."""

@@ -332,6 +332,7 @@ class RowTable(Addresses):
                     begin=0 if own else source.begin,
                     projections=next(projections) if source.name else 0,
                     first=0 if source.name else first,
+                    together=columns if source.name else self.learned_parts,
                 )
             )
             first += columns
@@ -405,7 +406,7 @@ class RowTable(Addresses):
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
             floats = [one.to(dtype) for one in (*vectors, *projections)]
-            table.append(wide(_project(floats, [chosen, bounds], [none.shape[1]])))
+            table.append(wide(_project(floats, [chosen, bounds], [none.shape[1]])[0]))
         return torch.cat(table), keys + sum(map(len, above))
 
     def learned_vectors(self, weights: Weights, width: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -169,15 +169,16 @@ def test_a_row_s_numbers_do_not_depend_on_the_batch_or_on_threads(kernel: str) -
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     # What the kernel is given differs by torch's products, which are not the same for any batch.
     state, readout = scorer._read(hidden)
-    vectors, projections, ids = scorer._pieces({"x": things})
-    shared = scorer.primaries, vectors, projections
     with torch.no_grad():
-        packed = legal.actions, legal.counts, legal.starts, torch.arange(1200)
-        every = scorer.kernel(state, readout, *shared, packed, ids)
+        packed = legal.actions, legal.counts, legal.starts, legal.counts[:0]
+        pieces = scorer._pieces({"x": things})
+        every, _ = scorer.kernel(state, readout, scorer.primaries, *pieces[:2], packed, {})
         for begin, end in ((0, 1), (5, 6), (100, 177), (1199, 1200)):
             part, _, _ = legal.select(slice(begin, end))
-            packed = part.actions, part.counts, part.starts, torch.arange(begin, end)
-            some = scorer.kernel(state[begin:end], readout[begin:end], *shared, packed, ids)
+            packed = part.actions, part.counts, part.starts, part.counts[:0]
+            pieces = scorer._pieces({"x": things[begin:end]})
+            own = state[begin:end], readout[begin:end], scorer.primaries
+            some, _ = scorer.kernel(*own, *pieces[:2], packed, {})
             first = int(legal.starts[begin])
             assert torch.equal(some, every[first : first + len(some)])
 

@@ -48,7 +48,7 @@ class FlatHead(Head):
         Raises:
             ValueError: hidden, an entity or the tuples have another shape than declared.
         """
-        return LegalCategorical(legal, self.scorer(hidden, entities, legal))
+        return self.scorer.categorical(hidden, entities, legal)
 
     def padded(
         self, hidden: Tensor, entities: Mapping[str, Tensor], tuples: Tensor, listed: Tensor

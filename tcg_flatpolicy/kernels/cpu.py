@@ -204,6 +204,8 @@ class Source(NamedTuple):
     """Which of the projections."""
     first: int
     """The place of its first projection there."""
+    together: int
+    """How many stand side by side there."""
 
 
 class Scorer:
@@ -225,8 +227,7 @@ class Scorer:
     ) -> None:
         self._given = width, place, ranges, sources
         self.sources = sources
-        self.width = width
-        self._vectors = 1 + max((one.vectors for one in sources), default=-1)
+        self._vectors = vectors = 1 + max((one.vectors for one in sources), default=-1)
         flat = list(itertools.chain(*ranges))
         of_parts = dict.fromkeys((one.source, one.column) for one in flat)
         parts = {key: number for number, key in enumerate(of_parts)}
@@ -243,6 +244,11 @@ class Scorer:
             ([one.embedding for one in sources], "i8"),
             ([one.columns for one in sources], "i8"),
             ([one.encoded for one in sources], "i4"),
+            ([one.vectors for one in sources], "i8"),
+            ([one.begin for one in sources], "i8"),
+            ([vectors + one.projections for one in sources], "i8"),
+            ([one.first for one in sources], "i8"),
+            ([one.together for one in sources], "i8"),
         ]
         self._arrays = [np.array(*given) for given in arrays]
         values = 1 + len(ranges) // primaries
@@ -266,16 +272,19 @@ class Scorer:
         projections: Sequence[Tensor],
         packed: tuple[Tensor, Tensor, Tensor, Tensor],
         ids: Mapping[int, Tensor],
-    ) -> Tensor:
+        normalised: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The scores (N,), with a gradient for each of the floats.
 
+        Or without one; then also what :func:`normalise` gives, which has one.
+
         Args:
-            state, readout: (B, W).
+            state, readout: (B, W), or (b, W) of the rows that have a tuple.
             primaries: (P, W).
             vectors: (rows, E) or (B, size, E) each.
             projections: (E, columns * W) each.
-            packed: actions (N, H), counts (B,), starts (B,), and which of the states that sources
-                have vectors of is each row's own (B,).
+            packed: actions (N, H), counts (B,), starts (B,), and which row of state and readout is
+                each one's own, (B,), or (0,) if they are in order.
             ids: (B, size) int64 of the vectors that are tables, by their place among the vectors.
 
         Raises:
@@ -285,36 +294,47 @@ class Scorer:
         floats = [state, readout, primaries, *vectors, *projections]
         others = [*packed, *ids.values()]
         floats, others = ([one.contiguous() for one in some] for some in (floats, others))
-        return _score(floats, others, [self.handle, *ids])
+        results = _score(floats, others, [self.handle, int(normalised), *ids])
+        if not normalised:
+            return results[0], None
+        both, scores = results
+        return scores, _parts(both, packed[1].shape[0])
 
     def run(
         self,
         floats: list[Tensor],
         others: list[Tensor],
-        tables: Sequence[int],
+        sizes: Sequence[int],
         given: Tensor | None = None,
+        saved: Sequence[Tensor] = (),
     ) -> list[Tensor]:
-        """The scores; or, given their gradient, that of each of the floats."""
-        state = floats[0]
-        ids = dict(zip(tables, others[4:], strict=True))
-        scores = state.new_empty(len(others[0])) if given is None else given.contiguous()
-        results = [] if given is None else [torch.zeros_like(one) for one in floats]
-
+        """The results; or, given the gradient of the first, that of each of the floats."""
+        actions, counts, starts, state_of, *ids = others
+        _, normalised, *tables = sizes
+        rows, n = counts.shape[0], actions.shape[0]
+        results, gradients, down = list(saved), [], 0
+        if given is None:
+            results = [floats[0].new_empty(size) for size in [n + rows] * normalised + [n]]
+        else:
+            given = given.contiguous()
+            gradients, down = [torch.zeros_like(one) for one in floats], given.data_ptr()
+        scores, both = results[-1].data_ptr(), results[0].data_ptr() if normalised else 0
         # Kept until the call is over, since it has but their addresses.
-        pieces = _numbers(  # in the order of Piece in flat.cpp
-            number
-            for one in self.sources
-            for number in self._piece(one, floats[3:], results[3:], ids.get(one.vectors))
-        )
-        actions, counts, starts, state_of = others[:4]
-        inputs = counts, starts, actions, state_of, *floats[:3]
+        looked_up, table = [0] * self._vectors, [0] * self._vectors
+        for number, one in zip(tables, ids, strict=True):
+            looked_up[number], table[number] = one.data_ptr(), floats[3 + number].shape[0]
+        addresses, of_addresses = ([one.data_ptr() for one in some] for some in (floats, gradients))
+        lists = [_numbers(some) for some in (addresses[3:], looked_up, table, of_addresses[3:])]
+        pointers = [ctypes.addressof(one) for one in lists]
         call = _numbers(  # in the order of Call in flat.cpp
             [
-                *(len(state), torch.get_num_threads()),
-                *(one.data_ptr() for one in inputs),
-                _address(pieces),
-                scores.data_ptr(),
-                *(one.data_ptr() for one in results[:3]),
+                *(rows, torch.get_num_threads()),
+                *(one.data_ptr() for one in (counts, starts, actions, state_of)),
+                *(*addresses[:3], *pointers[:3]),
+                *(scores, both, both and both + 4 * n),
+                *(down, down + 4 * n),
+                *((of_addresses or [0] * 3)[:3]),
+                pointers[3],
             ]
         )
         result = _call("score" if given is None else "score_back", self._plan, call)
@@ -324,39 +344,32 @@ class Scorer:
             raise ValueError("a legal tuple is not within the spec: call validate(spec) to see it")
         if result:
             raise MemoryError("no memory to score the legal tuples of a batch")
-        return results or [scores]
-
-    def _piece(
-        self, of: Source, floats: list[Tensor], results: list[Tensor], ids: Tensor | None
-    ) -> list[int]:
-        """Addresses of a source's vectors and projections, and of their gradients."""
-        vectors, projections = of.vectors, self._vectors + of.projections
-        begins = 4 * of.begin * of.embedding, 4 * of.first * self.width
-        found = [
-            tensors[place].data_ptr() + begin if tensors else 0
-            for tensors in (floats, results)
-            for place, begin in zip((vectors, projections), begins, strict=True)
-        ]
-        table = 0 if ids is None else len(floats[vectors])
-        return [*found, floats[projections].shape[1], table, 0 if ids is None else ids.data_ptr()]
+        return results if given is None else gradients
 
 
 _HANDLES: dict[tuple[Any, ...], int] = {}
 _SCORERS: dict[int, Scorer] = {}
 
 
+# Floats: state, readout, primaries, vectors, projections. Others: actions, counts, starts, which
+# state is a row's own, ids. Sizes: the handle, whether to normalise, which of the vectors are
+# tables. Results: scores (N,); or log-probabilities (N,) and then entropies (B,), and the scores.
+
+
 def _score_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
-    return _SCORERS[sizes[0]].run(floats, others, sizes[1:])
+    return _SCORERS[sizes[0]].run(floats, others, sizes)
 
 
 def _score_backward(
     grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
 ) -> list[Tensor]:
-    return _SCORERS[sizes[0]].run(floats, others, sizes[1:], grad)
+    return _SCORERS[sizes[0]].run(floats, others, sizes, grad, saved)
 
 
 def _score_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
-    return [floats[0].new_empty(others[0].shape[0])]
+    scores = floats[0].new_empty(others[0].shape[0])
+    both = floats[0].new_empty(others[0].shape[0] + others[1].shape[0])
+    return [both, scores] if sizes[1] else [scores]
 
 
 _score = Operator("score", _score_forward, _score_backward, _score_fake)
@@ -400,8 +413,12 @@ def normalise(scores: Tensor, counts: Tensor, starts: Tensor) -> tuple[Tensor, T
 
     A row of only -inf is uniform; one with a score of NaN or +inf has an entropy of NaN.
     """
-    logits, entropy = _normalise([scores], [counts, starts]).split([len(scores), len(counts)])
-    return logits, entropy
+    return _parts(_normalise([scores], [counts, starts])[0], counts.shape[0])
+
+
+def _parts(both: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    n = both.shape[0] - rows
+    return both[:n], both[n:]
 
 
 def draw(logits: Tensor, packed: tuple[Tensor, Tensor, Tensor], noop: Tensor) -> Tensor:
@@ -453,4 +470,4 @@ def log_prob(
 
     -inf of a tuple that its row does not list; 0 of the no-op in a row without a tuple.
     """
-    return _log_prob([logits], [*packed, noop, tuples])
+    return _log_prob([logits], [*packed, noop, tuples])[0]

@@ -212,6 +212,49 @@ int64_t tcg_read(const View* v, const uint8_t* bytes, int64_t rows, int64_t thre
   return total;
 }
 
+// ---- the categorical of a row
+
+namespace {
+
+// Scores (n) -> log-probabilities (n) -> the entropy; all NaN if a score is NaN or +inf. Only -inf is uniform.
+float normalise(int64_t n, const float* score, float* logit) {
+  float top = -INFINITY;
+  bool sound = true;
+  for (int64_t i = 0; i < n; i++) {
+    sound &= score[i] < INFINITY;
+    top = score[i] > top ? score[i] : top;
+  }
+  double total = 0, weighted = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const float below = top == -INFINITY ? 0 : score[i] - top, p = std::exp(below);
+    logit[i] = below;
+    total += p;
+    if (p > 0) weighted += (double)p * below;
+  }
+  const float log_sum = !sound ? NAN : n ? (float)std::log(total) : 0;
+  for (int64_t i = 0; i < n; i++) logit[i] -= log_sum;
+  return !sound ? NAN : n ? (float)(std::log(total) - weighted / total) : 0;
+}
+
+// With p the probabilities, l their logs and H the entropy: d l_i / d s_j = (i == j) - p_j, d H / d s_j = -p_j (l_j + H).
+// A row of only -inf has no gradient.
+void normalise_back(int64_t n, const float* score, const float* logit, float entropy, const float* of_logit,
+                    float of_entropy, float* of_score) {
+  double total = 0;
+  bool dead = true;
+  for (int64_t i = 0; i < n; i++) {
+    dead &= score[i] == -INFINITY;
+    total += of_logit[i];
+  }
+  for (int64_t i = 0; i < n; i++) {
+    const double p = std::exp((double)logit[i]);  // in double: the difference may be of equals
+    const double of_h = p > 0 ? of_entropy * p * ((double)logit[i] + entropy) : 0;
+    of_score[i] = dead ? 0 : (float)(of_logit[i] - p * total - of_h);
+  }
+}
+
+}  // namespace
+
 // ---- scoring
 
 struct Plan {  // what does not change from call to call
@@ -223,29 +266,38 @@ struct Plan {  // what does not change from call to call
   const int32_t *source, *column;              // (parts): of each its source, and which of that source's projections
   const int64_t *sizes, *embedding, *columns;  // (sources): how many values, E, how many parts
   const int32_t* encoded;                      // (sources): whether its values are a state's own
-};
-
-struct Piece {  // of a source
-  const float *vectors, *projections;  // (n, E), or (B, n, E), or those of a table; (E, columns * W)
-  float *of_vectors, *of_projections;  // backward: zeros at first
-  int64_t stride;      // from a row of the projections to the next, in floats
-  int64_t table;       // how many rows the table has that vectors are of
-  const int64_t* ids;  // (B, n): which of them is a value's own; or null
+  // (sources): which of the floats its vectors are, from which row on; and its projections, from which on, and how many
+  // stand side by side there.
+  const int64_t *vectors, *begin, *projections, *leading, *together;
 };
 
 struct Call {
   int64_t rows, threads;
   const int64_t *counts, *starts, *tuples;  // (B), (B), (N, H)
-  const int64_t* state_of;                  // (B): of each row, which of the states of the encoder's entities is its own
+  const int64_t* state_of;                  // (B): which of the states is a row's own; or null, if they are in order
   const float *state, *readout;             // (B, W)
   const float* primaries;                   // (P, W)
-  const Piece* pieces;                      // (sources)
-  float* scores;                            // (N); backward: their gradient
-  float *of_state, *of_readout, *of_primaries;  // backward
+  const float* const* floats;  // vectors (n, E), or (B, n, E), or those of a table; and projections (E, together * W)
+  const int64_t* const* ids;   // of each vectors null; or (B, n), which row of the table is a value's own
+  const int64_t* tables;       // of each vectors how many rows the table has
+  float *scores;               // (N)
+  float *logits, *entropy;     // (N), (B): of the scores; or null
+  // Backward:
+  const float *of_scores, *of_entropy;  // (N), of the logits where there are; (B)
+  float *of_state, *of_readout, *of_primaries;
+  float* const* of_floats;  // zeros at first
 };
 }
 
 namespace {
+
+struct Piece {  // of a source
+  const float *vectors, *projections;
+  float *of_vectors, *of_projections;
+  int64_t stride;  // from a row of the projections to the next, in floats
+  const int64_t* ids;
+  int64_t table;
+};
 
 struct Thing {
   const float* vector;
@@ -290,6 +342,7 @@ struct Shared {
   const Plan* p;
   const Call* c;
   int64_t W, learned, moving;                // W in whole vectors; learned things, things of a state
+  std::vector<Piece> pieces;                 // (sources)
   std::vector<int64_t> base;                 // (parts): where the numbers of its things begin among either
   std::vector<const float*> projections;     // (sources), of rows that are whole vectors apart
   std::vector<int64_t> strides;              // in floats
@@ -350,7 +403,7 @@ struct Worker {
   std::vector<float> fixed, moving, of_fixed, of_moving;  // tables of (rows, W); a row of zeros, primaries, learned
   std::vector<Thing> learned, own, sorted;                // learned: all so far; own: of this block
   std::vector<int32_t> at;                                // (T, 1 + S) rows of the tables, of a block's tuples
-  std::vector<float> hidden, state, readout, of_state, of_readout, row_of_vector;
+  std::vector<float> hidden, state, readout, of_score, of_state, of_readout, row_of_vector;
   std::vector<const float*> x;
   std::vector<float*> out;
   std::vector<std::vector<float>> of_projections;  // of each source
@@ -390,9 +443,9 @@ struct Worker {
         const int32_t part = p->part[k];
         int64_t value = tuple[1 + j] - p->start[k];
         const int64_t source = p->source[part], E = p->embedding[source];
-        const Piece& piece = c->pieces[source];
+        const Piece& piece = all->pieces[source];
         if (piece.ids) {
-          value = piece.ids[c->state_of[b] * p->sizes[source] + value];
+          value = piece.ids[b * p->sizes[source] + value];
           if ((uint64_t)value >= (uint64_t)piece.table) return 2;
         }
         const int64_t thing = all->base[part] + value;
@@ -408,7 +461,7 @@ struct Worker {
         if (stamps[thing] != (uint32_t)(b + 1)) {
           stamps[thing] = (uint32_t)(b + 1);
           own_rows[thing] = ~(int32_t)own.size();
-          const int64_t where = (c->state_of[b] * p->sizes[source] + value) * E;
+          const int64_t where = (b * p->sizes[source] + value) * E;
           own.push_back({piece.vectors + where, back ? piece.of_vectors + where : nullptr, part, own_rows[thing]});
         }
         row[1 + j] = own_rows[thing];
@@ -417,6 +470,7 @@ struct Worker {
     return 0;
   }
 
+  int64_t state_of(int64_t b) const { return (c->state_of ? c->state_of[b] : b) * p->width; }
   const float* table_row(int32_t row) const { return row >= 0 ? &fixed[row * W] : &moving[~row * W]; }
   float* of_table_row(int32_t row) { return row >= 0 ? &of_fixed[row * W] : &of_moving[~row * W]; }
 
@@ -502,8 +556,13 @@ struct Worker {
   // Scores of a row's tuples; or, on the way back, their hidden layer.
   void score(int64_t b, const int32_t* rows) {
     const int64_t n = c->counts[b];
-    std::memcpy(state.data(), c->state + b * p->width, 4 * p->width);
-    std::memcpy(readout.data(), c->readout + b * p->width, 4 * p->width);
+    if (!n) {
+      if (!back && c->logits) c->entropy[b] = 0;
+      return;
+    }
+    const int64_t own = state_of(b);
+    std::memcpy(state.data(), c->state + own, 4 * p->width);
+    std::memcpy(readout.data(), c->readout + own, 4 * p->width);
     if (back && (int64_t)hidden.size() < n * W) hidden.resize(n * W);
     for (int64_t i = 0; i < n; i++, rows += 1 + S) {
       vec total = {};
@@ -517,6 +576,7 @@ struct Worker {
       for (; w < W; w += L) total += score_piece<1, false>(rows, w, nullptr);
       c->scores[c->starts[b] + i] = sum(total);
     }
+    if (!back && c->logits) c->entropy[b] = normalise(n, c->scores + c->starts[b], c->logits + c->starts[b]);
   }
 
   template <int N>
@@ -545,13 +605,20 @@ struct Worker {
 
   void score_back(int64_t b, const int32_t* rows) {
     const int64_t n = c->counts[b];
-    const float* of_score = c->scores + c->starts[b];
+    const int64_t first = c->starts[b];
+    if (!n) return;
+    const float* down = c->of_scores + first;
+    if (c->logits) {
+      of_score.resize(n);
+      normalise_back(n, c->scores + first, c->logits + first, c->entropy[b], down, c->of_entropy[b], of_score.data());
+      down = of_score.data();
+    }
     score(b, rows);
     int64_t w = 0;
-    for (; w + 2 * L <= W; w += 2 * L) back_piece<2>(n, of_score, rows, w);
-    for (; w < W; w += L) back_piece<1>(n, of_score, rows, w);
-    std::memcpy(c->of_state + b * p->width, of_state.data(), 4 * p->width);
-    std::memcpy(c->of_readout + b * p->width, of_readout.data(), 4 * p->width);
+    for (; w + 2 * L <= W; w += 2 * L) back_piece<2>(n, down, rows, w);
+    for (; w < W; w += L) back_piece<1>(n, down, rows, w);
+    std::memcpy(c->of_state + state_of(b), of_state.data(), 4 * p->width);
+    std::memcpy(c->of_readout + state_of(b), of_readout.data(), 4 * p->width);
   }
 
   void work(int64_t begin, int64_t end) {
@@ -587,13 +654,20 @@ struct Worker {
 };
 
 int64_t call(const Plan* p, const Call* c, bool back) {
-  Shared all = {p, c, (p->width + L - 1) / L * L, 0, 0, {}, {}, {}, {}, {}, {}};
+  Shared all = {p, c, (p->width + L - 1) / L * L, 0, 0, {}, {}, {}, {}, {}, {}, {}};
+  for (int64_t s = 0; s < p->sources; s++) {
+    const int64_t v = p->vectors[s], w = p->projections[s], begin = p->begin[s] * p->embedding[s];
+    const int64_t leading = p->leading[s] * p->width, stride = p->together[s] * p->width;
+    float* of_vectors = back ? c->of_floats[v] + begin : nullptr;
+    float* of_projections = back ? c->of_floats[w] + leading : nullptr;
+    all.pieces.push_back({c->floats[v] + begin, c->floats[w] + leading, of_vectors, of_projections, stride, c->ids[v], c->tables[v]});
+  }
   for (int64_t g = 0; g < p->parts; g++) {
     const int64_t s = p->source[g];
-    const bool looks_up = c->pieces[s].ids;
+    const bool looks_up = all.pieces[s].ids;
     int64_t& total = p->encoded[s] && !looks_up ? all.moving : all.learned;
     all.base.push_back(total);
-    total += looks_up ? c->pieces[s].table : p->sizes[s];
+    total += looks_up ? all.pieces[s].table : p->sizes[s];
   }
   const bool whole = all.W == p->width;
   size_t room = 0;
@@ -601,7 +675,7 @@ int64_t call(const Plan* p, const Call* c, bool back) {
   if (!whole) all.padded.assign(room, 0);
   float* padded = all.padded.data();
   for (int64_t s = 0; s < p->sources; s++) {
-    const Piece& piece = c->pieces[s];
+    const Piece& piece = all.pieces[s];
     all.projections.push_back(whole ? piece.projections : padded);
     all.strides.push_back(whole ? piece.stride : p->columns[s] * all.W);
     if (whole) continue;
@@ -637,7 +711,7 @@ int64_t call(const Plan* p, const Call* c, bool back) {
       const float* from = worker.of_projections[s].data();
       for (int64_t e = 0; e < p->embedding[s]; e++)
         for (int64_t k = 0; k < p->columns[s]; k++, from += all.W) {
-          float* to = c->pieces[s].of_projections + e * c->pieces[s].stride + k * p->width;
+          float* to = all.pieces[s].of_projections + e * all.pieces[s].stride + k * p->width;
           for (int64_t w = 0; w < p->width; w++) to[w] += from[w];
         }
     }
@@ -662,7 +736,7 @@ int64_t tcg_score(const Plan* p, const Call* c) { return guarded(p, c, false); }
 int64_t tcg_score_back(const Plan* p, const Call* c) { return guarded(p, c, true); }
 }
 
-// ---- the categorical of each row
+// ---- the categorical of all rows
 
 namespace {
 
@@ -685,52 +759,21 @@ double uniform(uint64_t seed, uint64_t row) {  // Philox 4x32-10 (Salmon et al.,
 
 extern "C" {
 
-// Scores (N) -> log-probabilities (N) and entropies (B), all NaN of a row with a score of NaN or +inf. A row of only -inf
-// is uniform.
+// Scores (N) -> log-probabilities (N) and entropies (B).
 void tcg_normalise(int64_t rows, int64_t threads, const int64_t* counts, const int64_t* starts, const float* scores,
-                      float* logits, float* entropy) {
+                   float* logits, float* entropy) {
   over_rows(rows, threads_for(rows, threads, 256), [&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; b++) {
-      const float* score = scores + starts[b];
-      float *logit = logits + starts[b], top = -INFINITY;
-      const int64_t n = counts[b];
-      bool sound = true;
-      for (int64_t i = 0; i < n; i++) {
-        sound &= score[i] < INFINITY;
-        top = score[i] > top ? score[i] : top;
-      }
-      double total = 0, weighted = 0;
-      for (int64_t i = 0; i < n; i++) {
-        const float below = top == -INFINITY ? 0 : score[i] - top, p = std::exp(below);
-        logit[i] = below;
-        total += p;
-        if (p > 0) weighted += (double)p * below;
-      }
-      const float log_sum = !sound ? NAN : n ? (float)std::log(total) : 0;
-      for (int64_t i = 0; i < n; i++) logit[i] -= log_sum;
-      entropy[b] = !sound ? NAN : n ? (float)(std::log(total) - weighted / total) : 0;
-    }
+    for (int64_t b = begin; b < end; b++) entropy[b] = normalise(counts[b], scores + starts[b], logits + starts[b]);
   });
 }
 
-// With p the probabilities, l their logs and H the entropy: d l_i / d s_j = (i == j) - p_j, d H / d s_j = -p_j (l_j + H).
-// A row of only -inf has no gradient.
 void tcg_normalise_back(int64_t rows, int64_t threads, const int64_t* counts, const int64_t* starts, const float* scores,
                         const float* logits, const float* entropy, const float* of_logits, const float* of_entropy,
                         float* of_scores) {
   over_rows(rows, threads_for(rows, threads, 256), [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
-      double total = 0;
-      bool dead = true;
-      for (int64_t i = starts[b]; i < starts[b] + counts[b]; i++) {
-        dead &= scores[i] == -INFINITY;
-        total += of_logits[i];
-      }
-      for (int64_t i = starts[b]; i < starts[b] + counts[b]; i++) {
-        const double p = std::exp((double)logits[i]);  // in double: the difference may be of equals
-        const double of_h = p > 0 ? of_entropy[b] * p * ((double)logits[i] + entropy[b]) : 0;
-        of_scores[i] = dead ? 0 : (float)(of_logits[i] - p * total - of_h);
-      }
+      const int64_t at = starts[b];
+      normalise_back(counts[b], scores + at, logits + at, entropy[b], of_logits + at, of_entropy[b], of_scores + at);
     }
   });
 }
