@@ -203,7 +203,13 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
         of_rows = [legal.counts, legal.starts]
         learned = [floats(2, 3), floats(2, 3), floats(1, 3), floats(2, 2), floats(2, 3)]
         packed = [legal.actions, *of_rows, torch.arange(2)]
-        check(cpu._score.op, (learned, packed, [plan.handle]))
+        check(cpu._score.op, (learned, packed, [plan.handle, 0]))
+        check(cpu._score.op, (learned, packed, [plan.handle, 1]))
+        spec = fp.ActionSpec([fp.Primary("a", fp.Entity("x", 2))])
+        plan = scorer.TupleScorer(spec, 4, {"x": (2, 2)}, width=3).kernel
+        looked_up = [*packed, torch.tensor([[4, 0], [1, 1]])]
+        learned[3] = floats(5, 2)  # a table
+        check(cpu._score.op, (learned, looked_up, [plan.handle, 1, 0]))
         check(cpu._normalise.op, ([floats(2)], of_rows, []))
     codes, rows = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1])
     check(scorer._sum_and_read.op, ([floats(3, 4), floats(2, 4)], [codes, rows], []))

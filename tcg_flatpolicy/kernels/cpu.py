@@ -99,14 +99,15 @@ def usable(*tensors: Tensor) -> bool:
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def _call(function: str, *given: Any) -> int:
-    """A kernel's result, given whole numbers, tensors, NumPy arrays and ctypes' structs."""
-    plain = [one if isinstance(one, int) else _address(one) for one in given]
+def _call(function: str, *given: int | Tensor) -> int:
+    """A kernel's result, given whole numbers, addresses and tensors."""
+    plain = [one if one.__class__ is int else _address(one) for one in given]
     result: int = getattr(library(), f"tcg_{function}")(*plain)
     return result
 
 
 def _address(of: Any) -> int:
+    """Of the numbers of a tensor, a NumPy array or one of ctypes' arrays."""
     if isinstance(of, Tensor):
         assert of.is_contiguous(), "a kernel reads what lies in one piece"
         return of.data_ptr()
@@ -156,13 +157,15 @@ class Reader:
         """
         batch = len(data)
         counts, starts = (torch.empty(batch, dtype=torch.int64) for _ in range(2))
-        total = _call("count", self._view, data, batch, counts, starts)
+        total = _call("count", _address(self._view), data, batch, counts, starts)
         if total < 0:
             return None
         actions = torch.empty((total, self._values), dtype=torch.int64)
         rows = torch.empty(total, dtype=torch.int64)
         threads = torch.get_num_threads()
-        kept = _call("read", self._view, data, batch, threads, counts, starts, actions, rows)
+        kept = _call(
+            "read", _address(self._view), data, batch, threads, counts, starts, actions, rows
+        )
         if kept < 0:
             return None
         if kept < total:
@@ -337,7 +340,9 @@ class Scorer:
                 pointers[3],
             ]
         )
-        result = _call("score" if given is None else "score_back", self._plan, call)
+        result = _call(
+            "score" if given is None else "score_back", _address(self._plan), _address(call)
+        )
         if result == 2:
             raise IndexError("an id of an entity is no row of the table that it looks up")
         if result == 1:
