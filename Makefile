@@ -1,7 +1,7 @@
 # Everything runs in one .venv, which the first target that needs it makes from nothing:
 # with python3 (3.10 to 3.13), make and a C++ compiler. test-official alone has its own.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-official lint types format bench speed verify clean
+.PHONY: help setup train test test-browser test-official lint types format bench speed verify clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +36,7 @@ PIP = $(@D)/bin/python -m pip --disable-pip-version-check --quiet
 help:
 	@echo "make train    train on Essence Wars          make train ARGS='--seed 2'"
 	@echo "make test     run the tests                  make test ARGS='-k legal'"
+	@echo "make test-browser    open the page of decisions in a headless Chromium, which it installs where it can"
 	@echo "make test-official   the same tests on the official pufferlib 3.0.0, in $(OFFICIAL)"
 	@echo "make lint     ruff check, ruff format --check, lint-imports (which module may import which)"
 	@echo "make types    mypy, strict"
@@ -60,6 +61,12 @@ train: $(READY)
 # Each worker has one thread, or two workers on two cores would start four.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# Chromium and its driver are Debian's; where they cannot be installed, the tests are skipped and say so.
+test-browser: $(READY)
+	@command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
+		>/dev/null 2>&1 || echo "no Chromium here, and it cannot be installed: the browser's tests are skipped"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs $(ARGS)
 
 test-official: $(OFFICIAL)/.ready
 	OMP_NUM_THREADS=1 $(OFFICIAL)/bin/python -m pytest -n $(WORKERS) $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m tcg_flatpolicy train``, ``eval``, ``verify`` and ``info``."""
+"""The command line, ``python -m tcg_flatpolicy``: train, eval, watch, verify and info."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tcg_flatpolicy.app import train, verify
+from tcg_flatpolicy.app import train, verify, watch
 from tcg_flatpolicy.app.evaluate import WinRate
+from tcg_flatpolicy.app.load import load
 from tcg_flatpolicy.app.run_folder import folder_of
-from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.settings import GAME, Settings
 from tcg_flatpolicy.app.train import trained_policy
 from tcg_flatpolicy.provenance import provenance
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(options)
         if options.command == "verify":
             return verify.run(options)
+        if options.command == "watch":
+            return _watch(options)
         if options.command == "info":
             return _info()
         return _eval(options)
@@ -95,6 +98,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--seed", type=int, default=2_000_000, help="random seed of games and sampling"
+    )
+    watching = commands.add_parser(
+        "watch",
+        help="write a page that shows each decision of some games",
+        description="Play some games with the policy of a run folder, and write one HTML file that "
+        "shows each decision: the state, every legal tuple with its probability, the value.",
+        formatter_class=formatter,
+    )
+    watching.add_argument("run", type=Path, help="a run folder or its checkpoint.pt")
+    watching.add_argument("--games", type=int, default=5, help="number of games")
+    watching.add_argument(
+        "--other", type=Path, help="another run: what its policy would do in the same states"
+    )
+    watching.add_argument("--opponent", default="greedy", help="name of the built-in opponent")
+    watching.add_argument(
+        "--out", type=Path, help="the file to write; watch.html in the run folder if left out"
+    )
+    watching.add_argument(
+        "--seed", type=int, default=3_000_000, help="random seed of games and sampling"
     )
     verify.add_parser(commands)
     commands.add_parser(
@@ -160,6 +182,27 @@ def _eval(options: argparse.Namespace) -> int:
     illegal = sum(result.illegal for result in results.values())
     actions = sum(result.actions for result in results.values())
     print(f"  illegal actions  {illegal} of {actions:,} played, counted by the environment")
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    if options.games < 1:
+        raise ValueError(f"--games must be at least 1, got {options.games}")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed must lie in 0..2**63 - 1, got {options.seed}")
+    runs = [folder_of(run) for run in (options.run, options.other) if run is not None]
+    (settings, policy), *others = [trained_policy(run) for run in runs]
+    decks = {"deck1": settings.deck1, "deck2": settings.deck2}
+    env = load(GAME)(num_games=min(options.games, 64), opponent=options.opponent, **decks)
+    policies = [policy, *(other for _, other in others)]
+    games = watch.record(policies, env, policy.spec, policy.layout, options.games, options.seed)
+    path = options.out or runs[0] / "watch.html"
+    title = f"{runs[0].name}: {settings.deck1} against {settings.deck2}, {options.opponent}"
+    watch.write_page(path, games, [run.name for run in runs], policy.spec.slots, title)
+    print(watch.saturation(games))
+    print(
+        f"{path}: {sum(len(game['decisions']) for game in games)} decisions of {len(games)} games"
+    )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -128,6 +129,10 @@ class Described:
 
     action_spec = ew.SPEC
     legal_layout = ew.LAYOUT
+
+    def describe(self, record: np.void) -> str:
+        """One observation in words: what each player has."""
+        return ew.describe(record["state"])
 
     def make_encoder(self, hidden_size: int = 256, entity_size: int = 32) -> EssenceWarsEncoder:
         """A new encoder of these observations; sizes as of `EssenceWarsEncoder`."""

@@ -169,3 +169,25 @@ def cards_held(player: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     hand = np.rint(player[:, 4] * HAND)
     on_board = player[:, 15:75:CREATURE_SIZE].sum(axis=1) + player[:, 75:85:5].sum(axis=1)
     return np.asarray(hand + on_board, dtype=np.int64)[:, None]
+
+
+def describe(state: npt.NDArray[np.float32]) -> str:
+    """A state (356,) in words, a line a player; cards by the engine's ids."""
+    lines = []
+    for whose, begin in (("mine", PLAYERS), ("theirs", PLAYERS + PLAYER_SIZE)):
+        player = state[begin : begin + PLAYER_SIZE]
+        hand = np.rint(player[5:15] * CARD_ID_SCALE).astype(int)
+        creatures = player[15:75].reshape(BOARD, CREATURE_SIZE)
+        supports = player[75:85].reshape(SUPPORTS, -1)
+        parts = {
+            "hand": [f"[{place}] card {card}" for place, card in enumerate(hand) if card],
+            "creatures": [
+                f"[{place}] {round(10 * one[1])}/{round(10 * one[2])}"
+                for place, one in enumerate(creatures)
+                if one[0]
+            ],
+            "supports": [f"card {round(one[2] * CARD_ID_SCALE)}" for one in supports if one[0]],
+        }
+        words = "; ".join(f"{name} {', '.join(of) or 'none'}" for name, of in parts.items())
+        lines.append(f"{whose}: life {round(30 * player[0])}; {words}")
+    return "\n".join(lines)
