@@ -112,6 +112,8 @@ $(READY): pyproject.toml setup.py tcg_flatpolicy/kernels/flat.cpp Makefile
 	@touch $@
 
 $(OFFICIAL)/.ready: TORCH = torch==2.13.0$(CPU_BUILD)
+EXTRAS = puffer,game,plot,spiel,dev
+$(OFFICIAL)/.ready: EXTRAS = puffer,game,plot,dev
 $(OFFICIAL)/.ready: NEEDS = $(OFFICIAL_NEEDS)
 $(OFFICIAL)/.ready: pyproject.toml setup.py tcg_flatpolicy/kernels/flat.cpp Makefile
 	$(MAKE_ENVIRONMENT)
@@ -130,7 +132,7 @@ define MAKE_ENVIRONMENT
 			$(PIP) install $(PIP_ARGS) "$(subst +cpu,,$(TORCH))"; }
 	@echo "Installing tcg_flatpolicy and what it is developed with"
 	@torch=$$($(@D)/bin/python -c "from importlib.metadata import version; print(version('torch'))") && \
-		$(PIP) install $(PIP_ARGS) -e ".[puffer,game,plot,dev]" "torch==$$torch" "setuptools>=77" wheel $(NEEDS)
+		$(PIP) install $(PIP_ARGS) -e ".[$(EXTRAS)]" "torch==$$torch" "setuptools>=77" wheel $(NEEDS)
 endef
 
 # The published build runs with torch 2.9.0 for CUDA 12 and no other, so elsewhere it is compiled against the torch
