@@ -298,9 +298,9 @@ def main() -> None:
     most = min(run[-1][1] for run in runs[THEIRS])
     early = [max((p for p in run if p[1] <= most), key=lambda p: p[1]) for run in runs[OURS]]
     body = (
-        f"# Dou dizhu\n\nAfter {marks[-1]:.0f} seconds of one processor, {len(seeds)} seeds, {GAMES} "
-        f"games each against random play (random play itself wins {rate(random):.1%}). By role: another "
-        f"{GAMES} games in which it bids at random.\n\n"
+        f"# Dou dizhu\n\nAfter {marks[-1]:.0f} seconds of one processor, {len(seeds)} seeds, "
+        f"{GAMES} games each against random play (random play itself wins {rate(random):.1%}). "
+        f"By role: another {GAMES} games in which it bids at random.\n\n"
         + measure.table(
             ["", "steps", "won", "95% interval", "seeds", *(f"as {role}" for role in ROLES)], lines
         )

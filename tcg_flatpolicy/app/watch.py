@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,36 +21,10 @@ from torch import Tensor, nn
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.provenance import provenance, write_whole
+from tcg_flatpolicy.puffer.decisions import SATURATED, shares
 from tcg_flatpolicy.spec import ActionSpec
 
 PAGE = Path(__file__).with_name("watch.html")
-SATURATED = (0.999, 0.999999)
-"""Probabilities of the most probable tuple above which a decision counts as saturated."""
-
-
-class Saturation(NamedTuple):
-    """Of the decisions between at least two distinct tuples, the shares that are saturated.
-
-    There the entropy's gradient vanishes: exploration and an entropy bonus no longer change what
-    is played.
-    """
-
-    decisions: int
-    shares: tuple[float, ...]
-    """One for each of :data:`SATURATED`; NaN without decisions."""
-
-    @classmethod
-    def of(cls, tops: npt.ArrayLike) -> Saturation:
-        """Of the probabilities (n,) of the most probable tuples of such decisions."""
-        top = np.asarray(tops, np.float64)
-        shares = (float((top > bar).mean()) if len(top) else math.nan for bar in SATURATED)
-        return cls(len(top), tuple(shares))
-
-    def __str__(self) -> str:
-        parts = (
-            f"{share:.1%} above {bar:g}" for share, bar in zip(self.shares, SATURATED, strict=True)
-        )
-        return f"probability of the best tuple, {self.decisions} decisions: {', '.join(parts)}"
 
 
 class _Player:
@@ -181,12 +155,14 @@ def _short(x: float) -> float:
     return float(f"{x:.6g}") if math.isfinite(x) else 0.0
 
 
-def saturation(games: Sequence[dict[str, Any]]) -> Saturation:
-    """Of the first policy's recorded decisions."""
+def saturation(games: Sequence[dict[str, Any]]) -> str:
+    """How many of the first policy's choices are saturated, in words."""
     tops = [
         max(one["p"][0]) for game in games for one in game["decisions"] if len(one["actions"]) > 1
     ]
-    return Saturation.of(tops)
+    found = zip(shares(tops), SATURATED, strict=True)
+    words = ", ".join(f"{share:.1%} above {bar}" for share, bar in found)
+    return f"probability of the best tuple, {len(tops)} choices: {words}"
 
 
 def write_page(

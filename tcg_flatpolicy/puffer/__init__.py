@@ -1,6 +1,7 @@
 """All that is known about PufferLib: its policies, its trainer's questions, its trainer's state."""
 
 from tcg_flatpolicy.puffer.contract import MISSING_PUFFERLIB, check_contract, compensated
+from tcg_flatpolicy.puffer.decisions import Decisions, EntropyTarget, decisions
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.puffer.next_generation import NextGenerationPolicy
 from tcg_flatpolicy.puffer.play import Greedy, TopK
@@ -9,6 +10,8 @@ from tcg_flatpolicy.puffer.trainer_state import restore_trainer, trainer_state
 
 __all__ = [
     "MISSING_PUFFERLIB",
+    "Decisions",
+    "EntropyTarget",
     "FlatPolicy",
     "Greedy",
     "LegalNormal",
@@ -18,6 +21,7 @@ __all__ = [
     "TopK",
     "check_contract",
     "compensated",
+    "decisions",
     "restore_trainer",
     "trainer_state",
 ]
