@@ -52,6 +52,12 @@ class Field:
         """What `LegalLayout.field` reads it as: uint16 as int32, uint32 as int64."""
         return WIDER.get(self.stored, self.stored)
 
+    @property
+    def integer(self) -> tuple[int, int, bool, int]:
+        """Of one (K,) or single integer, as a kernel takes it: offset, size, signed, stride."""
+        stride = 0 if self.numbers == 1 else self.strides[0]
+        return self.offset, self.dtype.itemsize, self.dtype.kind == "i", stride
+
     def view(self, data: Tensor) -> Tensor:
         """(B, *shape) in (B, nbytes) uint8, without a copy where alignment allows it."""
         size, steps = self.dtype.itemsize, (data.shape[1], *self.strides)

@@ -53,8 +53,8 @@ class LegalLayout(Listing):
         self._sizes: list[int] | None = None if spec is None else spec.nvec.tolist()
         self._reader: cpu.Reader | None = None
         if spec is not None and self.count.dtype.kind in "iu":
-            row_bytes, said, columns, room = self.list_view()
-            self._reader = cpu.Reader(row_bytes, room, said, columns, spec.limits)
+            said, *columns = (field.integer for field in (self.count, *self.columns))
+            self._reader = cpu.Reader(self.dtype.itemsize, self.padding, said, columns, spec.limits)
         self._enter()
 
     def _enter(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,27 +23,6 @@ Names: TypeAlias = str | Sequence[str]
 
 Packed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """actions (N, H), counts (B,), rows (N,), starts (B,), all int64."""
-
-
-class Number(NamedTuple):
-    """An integer in (B, nbytes) uint8, all in bytes: of each row, or of each of a row's tuples."""
-
-    offset: int
-    size: int
-    signed: bool
-    stride: int
-    """From one tuple to the next; 0 for an integer of the row."""
-
-
-class ListView(NamedTuple):
-    """Where each row's list lies in (B, row_bytes) uint8, as a compiled kernel takes it."""
-
-    row_bytes: int
-    counts: Number
-    columns: tuple[Number, ...]
-    """H, primary first."""
-    room: int
-    """K."""
 
 
 class Listing(Struct):
@@ -114,25 +93,6 @@ class Listing(Struct):
         """Whether a field of :meth:`fields` is the count or belongs to the legal tuples."""
         names = [self.action_names] if isinstance(self.action_names, str) else self.action_names
         return field.name in (self.count_name, *names)
-
-    def list_view(self) -> ListView:
-        """Where the list lies in the rows of :meth:`as_bytes`, in plain integers.
-
-        Raises:
-            TypeError: a list that is stored as floats.
-        """
-        if self.count.dtype.kind == "f":  # as all are then
-            raise TypeError(f"field {self.count.name!r} must be integers, it is {self.count.dtype}")
-        counts, *columns = (
-            Number(
-                f.offset,
-                f.dtype.itemsize,
-                f.dtype.kind == "i",
-                0 if f is self.count else f.strides[0],
-            )
-            for f in (self.count, *self.columns)
-        )
-        return ListView(self.dtype.itemsize, counts, tuple(columns), self.padding)
 
     def list_arrays(
         self, records: npt.NDArray[Any]
