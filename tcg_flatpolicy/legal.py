@@ -200,9 +200,8 @@ class LegalActions:
 
     def to_lists(self) -> list[list[tuple[int, ...]]]:
         """One list of tuples a row."""
-        flat = [tuple(action) for action in self.actions.tolist()]
-        starts, counts = self.starts.tolist(), self.counts.tolist()
-        return [flat[start : start + count] for start, count in zip(starts, counts, strict=True)]
+        rows = self.actions.split(self.counts.tolist())
+        return [[tuple(action) for action in row.tolist()] for row in rows]
 
     def to(self, device: torch.device | str) -> LegalActions:
         """The same lists on another device."""
@@ -349,16 +348,21 @@ class LegalActions:
         """
         if self.slots != spec.slots:
             raise ValueError(f"tuples have {self.slots} slots, the spec has {spec.slots}")
+        wrong = self.outside(spec)
+        if wrong.any():
+            raise ValueError(self.told(int(wrong.any(1).nonzero()[0]), spec))
+
+    def outside(self, spec: ActionSpec) -> Tensor:
+        """(N, H) bool: the values that are not within the spec's limits."""
         limits = torch.as_tensor(spec.limits, device=self.actions.device)
         known = self.actions[:, 0].clamp(0, len(limits) - 1)
-        wrong = (self.actions < 0) | (self.actions >= limits.index_select(0, known))
-        if wrong.any():
-            n = int(wrong.any(1).nonzero()[0])
-            row, action = int(self.rows[n]), self.actions[n].tolist()
-            place = n - int(self.starts[row])
-            raise ValueError(
-                f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"
-            )
+        return (self.actions < 0) | (self.actions >= limits.index_select(0, known))
+
+    def told(self, n: int, spec: ActionSpec) -> str:
+        """Tuple n of the batch, which is outside the spec, and what is wrong with it."""
+        row, action = int(self.rows[n]), self.actions[n].tolist()
+        place = n - int(self.starts[row])
+        return f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -394,8 +398,12 @@ class LegalActions:
         position = keep.cumsum(0) - 1
         at = torch.empty_like(order)
         at[order] = position[order[first]][first.cumsum(0) - 1]
-        counts = torch.zeros_like(self.counts).index_add_(0, self.rows, keep.to(torch.int64))
+        counts = self.counted(keep)
         return LegalActions.trusted(self.actions[keep], counts, self.noop, self.sizes, True), at
+
+    def counted(self, which: Tensor) -> Tensor:
+        """(N,) bool of the tuples -> (B,) int64, how many of each row."""
+        return torch.zeros_like(self.counts).index_add_(0, self.rows, which.to(torch.int64))
 
     def distinct(self) -> LegalActions:
         """The same rows with each tuple listed once, in the order of first listing."""
