@@ -71,9 +71,10 @@ class RunningNorm(nn.Module):
     Statistics are gathered in rollouts (forwards in train mode without gradients) and put in force
     at the first such forward after an update (one in train mode with gradients). So they stand
     still between a rollout and its update, and the importance ratio starts at 1. Before the first
-    update the numbers pass as they are. NaN and inf are left out of the statistics; inf comes out
-    as clip, and NaN as NaN, of which the policy raises when it draws. Under torch.distributed the
-    statistics are those of all processes, which must then begin their rollouts together.
+    update the numbers pass as they are. NaN and numbers of 1e100 or more, inf among them, are left
+    out of the statistics; inf comes out as clip, and NaN as NaN, of which the policy raises when it
+    draws. Under torch.distributed the statistics are those of all processes, which must then begin
+    their rollouts together.
 
     Args:
         size: F; below 1 raises a ValueError.
@@ -109,7 +110,7 @@ class RunningNorm(nn.Module):
             if self.due:
                 self._put_in_force()
             numbers = x.detach().reshape(-1, self.size).double()
-            known = numbers.isfinite()
+            known = numbers.abs() < 1e100
             rows = torch.stack([known.double(), numbers.where(known, 0), 0 * known.double()], 1)
             self.gathered.copy_(_together(torch.cat([self.gathered.unsqueeze(0), rows])))
         shifted = (wide(x) - self.mean) * self.scale
