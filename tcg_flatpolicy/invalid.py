@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import warnings
 
+import torch
+
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
 
@@ -38,7 +40,7 @@ class Dropped:
         keep = ~wrong.any(1)
         if keep.all():
             return legal
-        counts = legal.counted(keep)
+        counts = torch.zeros_like(legal.counts).index_add_(0, legal.rows, keep.to(torch.int64))
         emptied = (counts == 0) & (legal.counts > 0)
         if emptied.any():
             at = int(legal.starts[emptied][0])

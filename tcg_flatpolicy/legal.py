@@ -311,10 +311,7 @@ class LegalActions:
         batch, width, shape = len(self), self.actions.shape[1], tuple(prefix.shape)
         if len(shape) != 2 or shape[0] != batch or shape[1] >= width:
             raise ValueError(f"prefix must be ({batch}, j) with j < {width}, got {shape}")
-        prefix, slot = prefix.to(torch.int64), prefix.shape[1]
-        follows = (prefix.index_select(0, self.rows) == self.actions[:, :slot]).all(1)
-        idle = (self.counts == 0) & (prefix == self.noop[:slot]).all(1)
-        return self._mask(slot, size, follows, idle)
+        return self._mask(prefix.shape[1], size, prefix.to(torch.int64))
 
     def head_masks(self, nvec: Sequence[int]) -> list[Tensor]:
         """The marginals, one (B, nvec[j]) bool a slot: which values appear in some legal tuple.
@@ -326,18 +323,20 @@ class LegalActions:
         """
         if len(nvec) != self.slots + 1:
             raise ValueError(f"nvec has {len(nvec)} sizes, tuples have {self.slots + 1} values")
-        every, empty = torch.ones_like(self.rows, dtype=torch.bool), self.counts == 0
-        return [self._mask(slot, int(size), every, empty) for slot, size in enumerate(nvec)]
+        of_any = self.actions.new_empty(len(self), 0)
+        return [self._mask(slot, int(size), of_any) for slot, size in enumerate(nvec)]
 
-    def _mask(self, slot: int, size: int, of: Tensor, idle: Tensor) -> Tensor:
-        """(B, size) bool: a slot's values of some tuples (N,) bool, the no-op's of rows (B,)."""
-        values, noop = self.actions[:, slot], self.noop[slot].expand(len(self))
-        played = torch.cat([values, noop[self.counts == 0]])
-        if (played >= size).any():
-            raise ValueError(f"slot {slot} holds value {played.amax()}, not below its size {size}")
+    def _mask(self, slot: int, size: int, prefix: Tensor) -> Tensor:
+        """(B, size) bool: the values in a slot of what begins with prefix (B, j) int64."""
+        empty = (self.counts == 0).nonzero().squeeze(1)
+        rows = torch.cat([self.rows, empty])
+        played = torch.cat([self.actions, self.noop.expand(len(empty), -1)])
+        values = played[:, slot]
+        if (values >= size).any():
+            raise ValueError(f"slot {slot} holds value {values.amax()}, not below its size {size}")
+        follows = (prefix.index_select(0, rows) == played[:, : prefix.shape[1]]).all(1)
         mask = torch.zeros(len(self), size, dtype=torch.bool, device=values.device)
-        mask[self.rows[of], values[of]] = True
-        mask[idle, noop[idle]] = True
+        mask[rows[follows], values[follows]] = True
         return mask
 
     def validate(self, spec: ActionSpec) -> None:
@@ -398,12 +397,8 @@ class LegalActions:
         position = keep.cumsum(0) - 1
         at = torch.empty_like(order)
         at[order] = position[order[first]][first.cumsum(0) - 1]
-        counts = self.counted(keep)
+        counts = torch.zeros_like(self.counts).index_add_(0, self.rows, keep.to(torch.int64))
         return LegalActions.trusted(self.actions[keep], counts, self.noop, self.sizes, True), at
-
-    def counted(self, which: Tensor) -> Tensor:
-        """(N,) bool of the tuples -> (B,) int64, how many of each row."""
-        return torch.zeros_like(self.counts).index_add_(0, self.rows, which.to(torch.int64))
 
     def distinct(self) -> LegalActions:
         """The same rows with each tuple listed once, in the order of first listing."""
