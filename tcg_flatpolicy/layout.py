@@ -12,14 +12,14 @@ import itertools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy.fields import Field, Struct, resolve
+from tcg_flatpolicy.fields import Field, Number, Struct, resolve
 from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
@@ -29,6 +29,17 @@ from tcg_flatpolicy.wrapping import env_attribute, env_layers, is_emulation
 
 Names: TypeAlias = str | Sequence[str]
 """Of the fields of tuples: a (K, H) one, or H of (K,), primary first."""
+
+
+class ListView(NamedTuple):
+    """Where each row's list lies in (B, row_bytes) uint8, as a compiled kernel takes it."""
+
+    row_bytes: int
+    counts: Number
+    columns: tuple[Number, ...]
+    """H, primary first."""
+    room: int
+    """K."""
 
 
 class LegalLayout(Struct):
@@ -78,8 +89,8 @@ class LegalLayout(Struct):
         self._sizes: list[int] | None = None if spec is None else spec.nvec.tolist()
         self._reader: cpu.Reader | None = None
         if spec is not None and self.count.dtype.kind in "iu":
-            said, *columns = (field.integer for field in (self.count, *self.columns))
-            self._reader = cpu.Reader(self.dtype.itemsize, self.padding, said, columns, spec.limits)
+            row_bytes, said, columns, room = self.list_view()
+            self._reader = cpu.Reader(row_bytes, room, said, columns, spec.limits)
         self._enter()
 
     def _enter(self) -> None:
@@ -387,6 +398,13 @@ class LegalLayout(Struct):
         for column, values in zip(columns, legal.actions.numpy().T, strict=True):
             column[...] = 0
             column[at] = values
+
+    def list_view(self) -> ListView:
+        """Where the list lies in the rows of :meth:`as_bytes`; a TypeError if it is of floats."""
+        if self.count.dtype.kind == "f":  # as all are then
+            raise TypeError(f"field {self.count.name!r} must be integers, it is {self.count.dtype}")
+        columns = tuple(column.number for column in self.columns)
+        return ListView(self.dtype.itemsize, self.count.number, columns, self.padding)
 
     def list_arrays(
         self, records: npt.NDArray[Any]

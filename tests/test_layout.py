@@ -129,6 +129,43 @@ def test_field_is_numpys_view(struct: Struct, rows: int, seed: int, how: str) ->
         assert field.numpy().tobytes() == expected.tobytes()
 
 
+@settings(max_examples=150)
+@given(structs(), st.integers(0, 99), st.data())
+def test_list_view_says_where_read_finds_the_list(
+    struct: Struct, seed: int, data: st.DataObject
+) -> None:
+    """As a kernel reads it: integer by integer from bytes."""
+    lists = data.draw(lists_for(struct))
+    rows = random_bytes(np.random.default_rng(seed), struct.dtype, len(lists))
+    put(struct, rows, lists)
+    view = layout_of(struct).list_view()
+    assert all(type(n) is int for n in (view.row_bytes, view.room, *view.counts[:2]))
+
+    def number(row: int, offset: int, size: int, signed: bool) -> int:
+        raw = rows[row, offset : offset + size].tobytes()
+        return int.from_bytes(raw, sys.byteorder, signed=signed)
+
+    assert rows.shape[1] == view.row_bytes
+    assert view.room == struct.padding
+    found = [
+        [
+            tuple(number(row, c.offset + n * c.stride, c.size, c.signed) for c in view.columns)
+            for n in range(number(row, *view.counts[:3]))
+        ]
+        for row in range(len(rows))
+    ]
+    assert found == lists
+    assert found == layout_of(struct).read(torch.from_numpy(rows)).to_lists()
+    dtypes = [v.dtype.kind == "i" for v in struct.views(np.zeros(1, struct.dtype))[1]]
+    assert [c.signed for c in view.columns] == dtypes
+
+
+def test_a_list_of_floats_has_no_list_view() -> None:
+    layout = LegalLayout.from_dtype(FLOATING, "n", "legal")
+    with pytest.raises(TypeError, match=r"^field 'n' must be integers, it is float32$"):
+        layout.list_view()
+
+
 @given(structs())
 def test_fields_are_all_the_numbers(struct: Struct) -> None:
     layout = layout_of(struct)
