@@ -5,7 +5,7 @@ Shapes: B rows of observations, D hidden size, n entities of a name, E their siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -128,13 +128,13 @@ class RunningNorm(nn.Module):
         self.gathered.zero_()
         self.due.fill_(False)
 
-    def _apply(self, fn: object, recurse: bool = True) -> RunningNorm:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningNorm:
         """Statistics keep their float64, whatever dtype the weights are cast to."""
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, values in exact.items():
-            if not values.is_meta:
-                setattr(self, name, values.to(getattr(self, name).device))
+
+        def only_moved(values: Tensor) -> Tensor:
+            return fn(values) if values.is_meta else values.to(fn(values).device)
+
+        super()._apply(only_moved, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
