@@ -42,9 +42,15 @@ SETTINGS = Settings(two_players=True, num_games=GAMES, total_steps=10**9, anneal
 class Blank(EssenceWarsTwoPlayers):
     """Who waits sees nothing."""
 
-    def _observe(self) -> None:
-        super()._observe()
-        self._states[self._game, 1 - self.games.second_to_move] = 0
+    def reset(self, seed: int | None = None) -> Any:
+        told = super().reset(seed)
+        self.observations[self.waiting()] = 0
+        return told
+
+    def step(self, actions: Any) -> Any:
+        told = super().step(actions)
+        self.observations[self.waiting()] = 0
+        return told
 
 
 # What empty rows cost.

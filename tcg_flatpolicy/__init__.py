@@ -1,13 +1,16 @@
 """Legal-by-construction policies for card games whose engine lists its legal action tuples."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from tcg_flatpolicy import encoders
+from tcg_flatpolicy._moved import OldModules
 from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.encoders import Encoding, FieldEncoder
 from tcg_flatpolicy.heads import HEADS, AutoregressiveHead, FlatHead, Head, LegalAutoregressive
+from tcg_flatpolicy.invalid import Dropped, InvalidActionWarning
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.roles import Entity, Index, OneOf, Role
@@ -24,6 +27,7 @@ __all__ = [
     "ActorCritic",
     "AutoregressiveHead",
     "Decided",
+    "Dropped",
     "Encoding",
     "Entity",
     "FieldEncoder",
@@ -32,6 +36,7 @@ __all__ = [
     "Greedy",
     "Head",
     "Index",
+    "InvalidActionWarning",
     "LegalActions",
     "LegalAutoregressive",
     "LegalCategorical",
@@ -46,6 +51,8 @@ __all__ = [
     "TupleScorer",
     "encoders",
 ]
+
+sys.meta_path.append(OldModules())
 
 _PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK"}
 

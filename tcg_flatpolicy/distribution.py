@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,43 +40,21 @@ class UnsoundScore(ValueError):
 
     def __init__(self, row: int, what: str, score: float, why: str | None = None) -> None:
         self.row, self.what, self.score = row, what, score
-        why = why or "look for a diverged network (learning rate, unnormalised observations)"
-        super().__init__(f"{what} is {score}; it must be finite or -inf: {why}")
+        self.why = why or "look for a diverged network (learning rate, unnormalised observations)"
+        super().__init__(f"{what} is {score}; it must be finite or -inf: {self.why}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.row, self.what, self.score)
+        return type(self), (self.row, self.what, self.score, self.why)
 
 
-class TupleDistribution(Protocol):
+class TupleDistribution(Distribution):
     """What a head returns: a distribution over tuples, batch_shape (B,), event_shape (H,).
 
-    :class:`LegalCategorical` says what each of these means.
-    """
-
-    @property
-    def batch_shape(self) -> torch.Size: ...  # noqa: D102
-
-    @property
-    def event_shape(self) -> torch.Size: ...  # noqa: D102
-
-    @property
-    def mode(self) -> Tensor: ...  # noqa: D102
-
-    def sample(self, sample_shape: Any = ...) -> Tensor: ...  # noqa: D102
-
-    def log_prob(self, value: Tensor) -> Tensor: ...  # noqa: D102
-
-    def entropy(self) -> Tensor: ...  # noqa: D102
-
-    def tempered(self, temperature: float) -> TupleDistribution: ...  # noqa: D102
-
-    def smoothed(self, epsilon: float) -> TupleDistribution: ...  # noqa: D102
-
-
-class OverLegalTuples(Distribution):
-    """What distributions over the legal tuples of B rows have in common: tuples are labels.
+    Tuples are labels. One of your own has ``legal``, sample, log_prob and enumerated; what speaks
+    of whole tuples follows from the last.
 
     Attributes:
+        legal: the legal tuples of B rows.
         drew: is called before each draw, where somebody must know of them; set on the instance. A
             distribution that is made of this one does not have it.
     """
@@ -84,6 +62,37 @@ class OverLegalTuples(Distribution):
     drew: Callable[[], None] | None = None
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
     legal: LegalActions
+
+    def enumerated(self) -> LegalCategorical:
+        """The same distribution as one categorical over the legal tuples."""
+        raise NotImplementedError
+
+    @property
+    def mode(self) -> Tensor:
+        """(B, H) int64: the most probable tuple of each row; of equals, the smallest tuple."""
+        with torch.no_grad():
+            return self.enumerated().mode
+
+    def entropy(self) -> Tensor:
+        """(B,) entropy in nats, over distinct tuples; 0 for a row without a legal tuple."""
+        return self.enumerated().entropy()
+
+    def tempered(self, temperature: float | Tensor) -> LegalCategorical:
+        """As LegalCategorical's."""
+        return self.enumerated().tempered(temperature)
+
+    def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
+        """As LegalCategorical's."""
+        return self.enumerated().smoothed(epsilon)
+
+    def top(self, k: int) -> LegalCategorical:
+        """As LegalCategorical's."""
+        return self.enumerated().top(k)
+
+    def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
+        """As LegalCategorical's."""
+        self._draws()
+        return self.enumerated().sample_without_replacement(k)
 
     @property
     def support(self) -> Constraint:
@@ -109,7 +118,7 @@ class OverLegalTuples(Distribution):
         )
 
 
-class LegalCategorical(OverLegalTuples):
+class LegalCategorical(TupleDistribution):
     """Draws one of the legal tuples of each row; batch_shape (B,), event_shape (H,).
 
     A listed tuple's probability is the softmax of its score within its row. A tuple that is listed
@@ -154,6 +163,10 @@ class LegalCategorical(OverLegalTuples):
         else:
             self._scores, self.logits, self._totals = log_softmax(scores, legal)
         super().__init__(torch.Size([len(legal)]), legal.actions.shape[1:], validate_args)
+
+    def enumerated(self) -> LegalCategorical:
+        """This one."""
+        return self
 
     @property
     def probs(self) -> Tensor:
@@ -431,12 +444,13 @@ def row_sum(values: Tensor, legal: LegalActions) -> Tensor:
     return zero.index_add(0, legal.rows, values.double()).to(values.dtype)
 
 
-@register_kl(LegalCategorical, LegalCategorical)  # type: ignore[untyped-decorator]
-def _kl(p: LegalCategorical, q: LegalCategorical) -> Tensor:
+@register_kl(TupleDistribution, TupleDistribution)  # type: ignore[untyped-decorator]
+def _kl(p: TupleDistribution, q: TupleDistribution) -> Tensor:
     """(B,) KL(p || q) in nats, with 0 log 0 = 0, and inf where q is 0 and p is not."""
-    p._check_scores()
-    q._check_scores()
-    (legal, log_p), (other, log_q) = p._merged(), q._merged()
+    whole_p, whole_q = p.enumerated(), q.enumerated()
+    whole_p._check_scores()
+    whole_q._check_scores()
+    (legal, log_p), (other, log_q) = whole_p._merged(), whole_q._merged()
     if legal is not other:
         log_q = log_q[_align(legal, other)]
     p_none, q_none = log_p == -torch.inf, log_q == -torch.inf

@@ -5,7 +5,7 @@ Shapes: B rows of observations, D hidden size, n entities of a name, E their siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -73,9 +73,10 @@ class RunningNorm(nn.Module):
     Statistics are gathered in rollouts (forwards in train mode without gradients) and put in force
     at the first such forward after an update (one in train mode with gradients). So they stand
     still between a rollout and its update, and the importance ratio starts at 1. Before the first
-    update the numbers pass as they are. NaN and inf are left out of the statistics; inf comes out
-    as clip, and NaN as NaN, of which the policy raises when it draws. Under torch.distributed the
-    statistics are those of all processes, which must then begin their rollouts together.
+    update the numbers pass as they are. NaN and numbers of 1e100 or more, inf among them, are left
+    out of the statistics; inf comes out as clip, and NaN as NaN, of which the policy raises when it
+    draws. Under torch.distributed the statistics are those of all processes, which must then begin
+    their rollouts together.
 
     Args:
         size: F; below 1 raises a ValueError.
@@ -111,7 +112,7 @@ class RunningNorm(nn.Module):
             if self.due:
                 self._put_in_force()
             numbers = x.detach().reshape(-1, self.size).double()
-            known = numbers.isfinite()
+            known = numbers.abs() < 1e100
             rows = torch.stack([known.double(), numbers.where(known, 0), 0 * known.double()], 1)
             self.gathered.copy_(_together(torch.cat([self.gathered.unsqueeze(0), rows])))
         shifted = (wide(x) - self.mean) * self.scale
@@ -129,13 +130,13 @@ class RunningNorm(nn.Module):
         self.gathered.zero_()
         self.due.fill_(False)
 
-    def _apply(self, fn: object, recurse: bool = True) -> RunningNorm:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningNorm:
         """Statistics keep their float64, whatever dtype the weights are cast to."""
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, values in exact.items():
-            if not values.is_meta:
-                setattr(self, name, values.to(getattr(self, name).device))
+
+        def only_moved(values: Tensor) -> Tensor:
+            return fn(values) if values.is_meta else values.to(fn(values).device)
+
+        super()._apply(only_moved, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

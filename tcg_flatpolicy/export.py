@@ -197,7 +197,7 @@ def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
         ) from error
     if inner.first_step is not None:
         recorded[inner.first_step]
-    fields = dict(sorted(recorded.read.items()))  # so that no order of flattening differs
+    fields = dict(sorted(recorded.items()))  # so that no order of flattening differs
     # Without a bound, torch 2.6 finds fault with the largest int.
     free = [Dim(name, max=2**31 - 1) for name in ("batch", "list")]
     # strict: else len(tensor), which encoders use, makes a constant of the number of rows.
@@ -303,23 +303,19 @@ def export_onnx(policy: nn.Module, path: str | Path, observations: Tensor) -> No
     write_whole(path, model.model_proto.SerializeToString())
 
 
-class _Fields(Mapping[str, Tensor]):
+class _Fields(dict[str, Tensor]):
     """Observations by field, each read when it is asked for and kept."""
 
     def __init__(self, layout: LegalLayout, observations: Tensor) -> None:
+        super().__init__()
         self.layout, self.observations = layout, observations
-        self.read: dict[str, Tensor] = {}
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.read:
-            self.read[name] = self.layout.field(self.observations, name).contiguous()
-        return self.read[name]
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = self.layout.field(self.observations, name).contiguous()
+        return self[name]
 
     def __len__(self) -> int:
         raise TypeError("exported observations are fields: take the rows of one, len(field)")
-
-    def __iter__(self) -> Iterator[str]:
-        raise TypeError("exported observations are fields: ask for each by its name")
 
 
 def _taken_apart(policy: nn.Module) -> tuple[Policy, LSTM | None]:

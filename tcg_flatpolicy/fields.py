@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,16 @@ WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes."""
+
+
+class Number(NamedTuple):
+    """An integer in rows of bytes, as a kernel takes it: of the row, or of each of its tuples."""
+
+    offset: int
+    size: int
+    signed: bool
+    stride: int
+    """From one tuple to the next."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,12 @@ class Field:
     def torch_dtype(self) -> torch.dtype:
         """What `LegalLayout.field` reads it as: uint16 as int32, uint32 as int64."""
         return WIDER.get(self.stored, self.stored)
+
+    @property
+    def number(self) -> Number:
+        """Of a field of integers, () or (K,)."""
+        stride = 0 if self.numbers == 1 else self.strides[0]
+        return Number(self.offset, self.dtype.itemsize, self.dtype.kind == "i", stride)
 
     def view(self, data: Tensor) -> Tensor:
         """(B, *shape) in (B, nbytes) uint8, without a copy where alignment allows it."""

@@ -36,9 +36,7 @@ class Dropped:
         Raises:
             ValueError: a list that becomes empty, naming the row and its first tuple.
         """
-        limits = torch.as_tensor(spec.limits, device=legal.actions.device)
-        known = legal.actions[:, 0].clamp(0, len(limits) - 1)
-        wrong = (legal.actions < 0) | (legal.actions >= limits.index_select(0, known))
+        wrong = legal.outside(spec)
         keep = ~wrong.any(1)
         if keep.all():
             return legal
@@ -47,7 +45,7 @@ class Dropped:
         if emptied.any():
             at = int(legal.starts[emptied][0])
             raise ValueError(
-                f"{_described(legal, at, spec)}; nothing else in the row's list is within the "
+                f"{legal.told(at, spec)}; nothing else in the row's list is within the "
                 "spec, so dropping it leaves no legal action"
             )
         listings = (~keep).nonzero()[:, 0]
@@ -58,16 +56,9 @@ class Dropped:
             if (primary, slot) not in self.kinds:
                 self.kinds.add((primary, slot))
                 warnings.warn(
-                    f"{_described(legal, at, spec)}. It is dropped, as later ones of this kind "
+                    f"{legal.told(at, spec)}. It is dropped, as later ones of this kind "
                     "are, without a warning",
                     InvalidActionWarning,
                     stacklevel=2,
                 )
         return LegalActions.trusted(legal.actions[keep], counts, legal.noop, spec.nvec.tolist())
-
-
-def _described(legal: LegalActions, at: int, spec: ActionSpec) -> str:
-    """Tuple ``at`` of the batch, and what is wrong with it."""
-    row, action = int(legal.rows[at]), legal.actions[at].tolist()
-    place = at - int(legal.starts[row])
-    return f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"

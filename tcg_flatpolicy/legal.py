@@ -200,9 +200,8 @@ class LegalActions:
 
     def to_lists(self) -> list[list[tuple[int, ...]]]:
         """One list of tuples a row."""
-        flat = [tuple(action) for action in self.actions.tolist()]
-        starts, counts = self.starts.tolist(), self.counts.tolist()
-        return [flat[start : start + count] for start, count in zip(starts, counts, strict=True)]
+        rows = self.actions.split(self.counts.tolist())
+        return [[tuple(action) for action in row.tolist()] for row in rows]
 
     def to(self, device: torch.device | str) -> LegalActions:
         """The same lists on another device."""
@@ -312,10 +311,7 @@ class LegalActions:
         batch, width, shape = len(self), self.actions.shape[1], tuple(prefix.shape)
         if len(shape) != 2 or shape[0] != batch or shape[1] >= width:
             raise ValueError(f"prefix must be ({batch}, j) with j < {width}, got {shape}")
-        prefix, slot = prefix.to(torch.int64), prefix.shape[1]
-        follows = (prefix.index_select(0, self.rows) == self.actions[:, :slot]).all(1)
-        idle = (self.counts == 0) & (prefix == self.noop[:slot]).all(1)
-        return self._mask(slot, size, follows, idle)
+        return self._mask(prefix.shape[1], size, prefix.to(torch.int64))
 
     def head_masks(self, nvec: Sequence[int]) -> list[Tensor]:
         """The marginals, one (B, nvec[j]) bool a slot: which values appear in some legal tuple.
@@ -327,18 +323,20 @@ class LegalActions:
         """
         if len(nvec) != self.slots + 1:
             raise ValueError(f"nvec has {len(nvec)} sizes, tuples have {self.slots + 1} values")
-        every, empty = torch.ones_like(self.rows, dtype=torch.bool), self.counts == 0
-        return [self._mask(slot, int(size), every, empty) for slot, size in enumerate(nvec)]
+        of_any = self.actions.new_empty(len(self), 0)
+        return [self._mask(slot, int(size), of_any) for slot, size in enumerate(nvec)]
 
-    def _mask(self, slot: int, size: int, of: Tensor, idle: Tensor) -> Tensor:
-        """(B, size) bool: a slot's values of some tuples (N,) bool, the no-op's of rows (B,)."""
-        values, noop = self.actions[:, slot], self.noop[slot].expand(len(self))
-        played = torch.cat([values, noop[self.counts == 0]])
-        if (played >= size).any():
-            raise ValueError(f"slot {slot} holds value {played.amax()}, not below its size {size}")
+    def _mask(self, slot: int, size: int, prefix: Tensor) -> Tensor:
+        """(B, size) bool: the values in a slot of what begins with prefix (B, j) int64."""
+        empty = (self.counts == 0).nonzero().squeeze(1)
+        rows = torch.cat([self.rows, empty])
+        played = torch.cat([self.actions, self.noop.expand(len(empty), -1)])
+        values = played[:, slot]
+        if (values >= size).any():
+            raise ValueError(f"slot {slot} holds value {values.amax()}, not below its size {size}")
+        follows = (prefix.index_select(0, rows) == played[:, : prefix.shape[1]]).all(1)
         mask = torch.zeros(len(self), size, dtype=torch.bool, device=values.device)
-        mask[self.rows[of], values[of]] = True
-        mask[idle, noop[idle]] = True
+        mask[rows[follows], values[follows]] = True
         return mask
 
     def validate(self, spec: ActionSpec) -> None:
@@ -349,16 +347,21 @@ class LegalActions:
         """
         if self.slots != spec.slots:
             raise ValueError(f"tuples have {self.slots} slots, the spec has {spec.slots}")
+        wrong = self.outside(spec)
+        if wrong.any():
+            raise ValueError(self.told(int(wrong.any(1).nonzero()[0]), spec))
+
+    def outside(self, spec: ActionSpec) -> Tensor:
+        """(N, H) bool: the values that are not within the spec's limits."""
         limits = torch.as_tensor(spec.limits, device=self.actions.device)
         known = self.actions[:, 0].clamp(0, len(limits) - 1)
-        wrong = (self.actions < 0) | (self.actions >= limits.index_select(0, known))
-        if wrong.any():
-            n = int(wrong.any(1).nonzero()[0])
-            row, action = int(self.rows[n]), self.actions[n].tolist()
-            place = n - int(self.starts[row])
-            raise ValueError(
-                f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"
-            )
+        return (self.actions < 0) | (self.actions >= limits.index_select(0, known))
+
+    def told(self, n: int, spec: ActionSpec) -> str:
+        """Tuple n of the batch, which is outside the spec, and what is wrong with it."""
+        row, action = int(self.rows[n]), self.actions[n].tolist()
+        place = n - int(self.starts[row])
+        return f"row {row}: legal tuple {place} is {tuple(action)}; {spec.explain(action)}"
 
     @cached_property
     def sizes(self) -> list[int]:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import register_kl
 
-from tcg_flatpolicy.distribution import LegalCategorical, OverLegalTuples, draw, log_softmax
+from tcg_flatpolicy.distribution import LegalCategorical, TupleDistribution, draw, log_softmax
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.packing import counted
 
@@ -65,7 +64,7 @@ class _Path(NamedTuple):
     learning: bool  # with a graph for gradients
 
 
-class LegalAutoregressive(OverLegalTuples):
+class LegalAutoregressive(TupleDistribution):
     """Draws the primary, then each slot given what was drawn; batch_shape (B,), event_shape (H,).
 
     Each slot is a categorical over exactly the values with which some legal tuple goes on, so what
@@ -114,12 +113,6 @@ class LegalAutoregressive(OverLegalTuples):
         self._enumerated: tuple[LegalCategorical, bool] | None = None  # and whether it has a graph
         super().__init__(torch.Size([len(legal)]), legal.actions.shape[1:], validate_args)
 
-    @property
-    def mode(self) -> Tensor:
-        """(B, H) int64: the most probable tuple of each row, not the most probable path."""
-        with torch.no_grad():
-            return self.enumerated().mode
-
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws tuples: sample_shape S -> (*S, B, H) int64, value by value for S = ()."""
@@ -143,10 +136,6 @@ class LegalAutoregressive(OverLegalTuples):
             return self.enumerated().log_prob(value)
         return self._along(value).log_prob
 
-    def entropy(self) -> Tensor:
-        """(B,) entropy in nats, exact, by enumeration of the legal lists."""
-        return self.enumerated().entropy()
-
     def path_entropy(self, value: Tensor) -> Tensor:
         """(B,) sum of the entropies of the conditionals along the path of ``value`` (B, H).
 
@@ -162,23 +151,6 @@ class LegalAutoregressive(OverLegalTuples):
         if value.ndim != 2:
             raise ValueError(f"actions must be (B, H), got {tuple(value.shape)}")
         return self._along(value).entropy
-
-    def tempered(self, temperature: float | Tensor) -> LegalCategorical:
-        """As LegalCategorical's, of whole tuples, by enumeration."""
-        return self.enumerated().tempered(temperature)
-
-    def top(self, k: int) -> LegalCategorical:
-        """As LegalCategorical's, by enumeration."""
-        return self.enumerated().top(k)
-
-    def smoothed(self, epsilon: float | Tensor) -> LegalCategorical:
-        """As LegalCategorical's, of whole tuples, by enumeration."""
-        return self.enumerated().smoothed(epsilon)
-
-    def sample_without_replacement(self, k: int) -> tuple[Tensor, Tensor]:
-        """As LegalCategorical's, by enumeration."""
-        self._draws()
-        return self.enumerated().sample_without_replacement(k)
 
     def __getitem__(self, rows: Any) -> LegalCategorical:
         """The distribution of some rows, as LegalCategorical's, by enumeration of them alone."""
@@ -323,10 +295,3 @@ class _Choices(LegalCategorical):
         prefix, value = int(self.legal.rows[n]), int(self.legal.actions[n, 0])
         row, slot = int(torch.cat(self._rows)[prefix]), bisect(self._begins, prefix) - 1
         return row, f"row {row}: the logit of value {value} in slot {slot}"
-
-
-@register_kl(LegalAutoregressive, LegalAutoregressive)  # type: ignore[untyped-decorator]
-def _kl(p: LegalAutoregressive, q: LegalAutoregressive) -> Tensor:
-    """(B,) KL(p || q) in nats, exact, by enumeration."""
-    divergence: Tensor = torch.distributions.kl_divergence(p.enumerated(), q.enumerated())
-    return divergence

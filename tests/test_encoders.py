@@ -50,6 +50,24 @@ def test_evaluation_gathers_nothing_and_puts_nothing_in_force() -> None:
     assert all(torch.equal(one, before[name]) for name, one in norm.state_dict().items())
 
 
+def test_numbers_whose_squares_overflow_are_left_out() -> None:
+    torch.manual_seed(0)
+    norm, other = RunningNorm(2), RunningNorm(2)
+    sane = torch.randn(9, 2, dtype=torch.float64)
+    rollout(
+        norm,
+        torch.cat(
+            [sane, torch.tensor([[1e200, -1e155], [-1e308, torch.inf]], dtype=torch.float64)]
+        ),
+    )
+    rollout(other, sane)
+    for one in (norm, other):
+        update(one, sane)
+    torch.testing.assert_close(rollout(norm, sane), rollout(other, sane))
+    huge = torch.full((1, 2), 1e200, dtype=torch.float64)
+    assert rollout(norm, huge)[0].tolist() == [[10.0, 10.0]]
+
+
 def test_it_goes_on_from_a_state_dict() -> None:
     torch.manual_seed(0)
     norm, other = RunningNorm(2), RunningNorm(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -579,8 +580,10 @@ def test_a_number_that_no_network_survives_names_its_field(number: float, head: 
     for ask in (face.sample, lambda: face.log_prob(torch.zeros(3, 2)), lambda: face[1:].sample()):
         with pytest.raises(
             ValueError, match=r"row [01]: .* is nan.*: the observation's field 'me.hp'"
-        ):
+        ) as caught:
             ask()
+        # As it comes out of another process.
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     with torch.no_grad():
         policy.value.weight.fill_(0)
         for weight in policy.head.parameters():

@@ -50,7 +50,8 @@ class _Draws:
 class LegalNormal(Normal):
     """A distribution over tuples behind the face of a Normal, for PufferLib's trainer only.
 
-    ``face[rows]`` is the face of some rows: a bool mask (B,), int64 numbers of rows, or a slice.
+    ``face[rows]`` is the face of some rows: a bool mask (B,), int64 numbers of rows, or a slice;
+    its entropy is exact, also where that of the whole face is an estimate.
 
     Args:
         distribution: batch_shape (B,), event_shape (H,); a LegalCategorical, say.

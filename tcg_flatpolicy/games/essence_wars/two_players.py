@@ -74,9 +74,8 @@ class EssenceWarsTwoPlayers(NativeGames):
     ) -> None:
         self.games = EssenceWars(num_games, deck1, deck2, "self", game_mode, illegal, record, seed)
         super().__init__(2 * num_games, buf)
-        self._game = np.arange(num_games)
-        records = self.observations.view(ew.OBSERVATION_DTYPE)
-        self._states = records["state"].reshape(num_games, 2, -1)  # of game and player
+        self._first_rows = np.arange(0, 2 * num_games, 2)
+        self._states = self.observations.view(ew.OBSERVATION_DTYPE)["state"][:, 0]
 
     @property
     def illegal_actions(self) -> int:
@@ -96,7 +95,7 @@ class EssenceWarsTwoPlayers(NativeGames):
         As `EssenceWars.step`, with (2 * num_games, 4) integers: the no-op in rows that wait.
         """
         actions = self._checked(actions)
-        movers, waiting = self._movers_and_waiting()
+        movers, waiting = self.movers(), self.waiting()
         wrong = np.flatnonzero((actions[waiting] != ew.SPEC.noop).any(axis=1))
         self.games.count_illegal(wrong)
         if len(wrong) and self.games.illegal == "raise":
@@ -126,19 +125,20 @@ class EssenceWarsTwoPlayers(NativeGames):
         """Whether the row's player is to move. `tcg_flatpolicy.verify` asks for it."""
         return bool(self.games.second_to_move[row // 2] == row % 2)
 
-    def _movers_and_waiting(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """(num_games,) the row that is to move in each game, and the one that waits."""
-        movers = 2 * self._game + self.games.second_to_move
-        return movers, movers ^ 1
+    def movers(self) -> npt.NDArray[np.intp]:
+        """(num_games,) the row that is to move in each game."""
+        return self._first_rows + self.games.second_to_move
+
+    def waiting(self) -> npt.NDArray[np.intp]:
+        """(num_games,) the row that waits in each game."""
+        return self.movers() ^ 1
 
     def _observe(self) -> None:
         """Shows each game to its two players."""
-        movers, waiting = self._movers_and_waiting()
-        seen = self.games.observations
-        self.observations[movers] = seen
+        waiting, seen = self.waiting(), self.games.observations
+        self.observations[self.movers()] = seen
         self.observations[waiting] = 0
-        state = seen.view(ew.OBSERVATION_DTYPE)["state"][:, 0]
-        self._states[self._game, 1 - self.games.second_to_move] = waiting_view(state)
+        self._states[waiting] = waiting_view(seen.view(ew.OBSERVATION_DTYPE)["state"][:, 0])
 
 
 def waiting_view(state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

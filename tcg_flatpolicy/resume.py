@@ -1,5 +1,0 @@
-"""Old name of `tcg_flatpolicy.puffer.trainer_state`."""
-
-from tcg_flatpolicy._moved import moved
-
-__getattr__ = moved(__name__, "tcg_flatpolicy.puffer.trainer_state")
