@@ -68,13 +68,19 @@ class Operator:
         self, floats: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int] = ()
     ) -> Tensor:
         """The result, with gradients for the floats."""
+        return self.run(floats, others, sizes)[0]
+
+    def run(
+        self, floats: Sequence[Tensor], others: Sequence[Tensor], sizes: Sequence[int] = ()
+    ) -> Sequence[Tensor]:
+        """The result, with gradients for the floats; and what else forward gives, without."""
         if torch.compiler.is_compiling():
-            result: Tensor = self.op(list(floats), list(others), list(sizes))[0]
+            results: Sequence[Tensor] = self.op(list(floats), list(others), list(sizes))
         elif not torch.is_grad_enabled():
-            result = self.forward(list(floats), list(others), list(sizes))[0]
+            results = self.forward(list(floats), list(others), list(sizes))
         else:
-            result = _Eager.apply(self, len(floats), sizes, *floats, *others)[0]  # type: ignore[no-untyped-call]
-        return result
+            results = _Eager.apply(self, len(floats), sizes, *floats, *others)  # type: ignore[no-untyped-call]
+        return results
 
 
 class _Eager(torch.autograd.Function):
