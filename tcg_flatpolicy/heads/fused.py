@@ -66,7 +66,7 @@ class Fused(Derived):
         plain = observations.dtype in (torch.uint8, layout.single and STORED[layout.single])
         if (
             not kernel
-            or layout.spec != scorer.spec
+            or layout.spec is not scorer.spec
             or layout.count.dtype.kind == "f"
             or not (plain and layout.padding)
             or self.learned > 4 * WHOLE
@@ -264,14 +264,14 @@ class Late:
         return Late, ()
 
     def look(self, layout: LegalLayout, data: Tensor, decided: Decided) -> None:
-        """Raises for this decision on a CPU; on a GPU for the one before, which has long ended.
+        """Raises for this decision, but on a GPU for the one before, which has long ended.
 
         Raises:
             ValueError: a list that is broken or not within the spec, or an unsound score.
         """
         found = layout, data, decided.place, decided.scores.detach()
-        if data.device.type == "cpu":
-            _tell(decided.error, *found)
+        if data.device.type != "cuda":
+            _tell(decided.error.cpu(), *found)
             return
         if torch.cuda.is_current_stream_capturing():
             return

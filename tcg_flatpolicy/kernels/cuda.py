@@ -110,7 +110,7 @@ def _uniform(seed, b):
     return (x >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def _forward(
     data, state, readout, table, ranges, limits, noop, explore, given, out, norm, place, error,
     scores, actions, B, BYTES: tl.constexpr, COUNT: tl.constexpr, COLUMNS: tl.constexpr,
@@ -149,7 +149,8 @@ def _forward(
             same = (before[None, :] < at[:, None]) & (before < n)[None, :]
             for j in tl.static_range(H):
                 mine = _column(row, at, listed, COLUMNS, j)
-                same = same & (mine[:, None] == _column(row, before, before < n, COLUMNS, j)[None, :])
+                theirs = _column(row, before, before < n, COLUMNS, j)
+                same = same & (mine[:, None] == theirs[None, :])
             live = live & (tl.max(same.to(tl.int32), axis=1) == 0)
         hidden = _hidden(
             row, at, live, known, b, B, ranges, state, table, COLUMNS, H, PARTS, W, WIDTH, BLOCK
@@ -247,7 +248,7 @@ def _forward(
     tl.store(error + b, code)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "LEARNED", "SPARE"])
 def _backward(
     data, state, readout, table, ranges, explore, norm, place, error, scores, upstream, of_state,
     of_readout, of_table, B, LEARNED, SPARE, BYTES: tl.constexpr, COUNT: tl.constexpr,
@@ -282,7 +283,7 @@ def _backward(
     read = tl.load(readout + b * W + w, mask=w < W, other=0.0)
     sum_state = tl.zeros((WIDTH,), tl.float32)
     sum_readout = tl.zeros((WIDTH,), tl.float32)
-    copy = b % (SPARE // tl.maximum(LEARNED, 1) + 1)
+    copy = b % (SPARE // LEARNED + 1)
     for begin in range(0, n, BLOCK):
         at = begin + each
         z = tl.load(scores + b * K + at, mask=at < n, other=float("nan"))
@@ -319,10 +320,11 @@ def _of_log_p(p, log_p, share, chosen, of_log_p, of_entropy, epsilon):
 # ---- launches. Floats: state (B, W), readout (B, W), table (R, W). Others: data (B, bytes),
 # explore (2,), given (actions (B, H), or a seed of one, or nothing), ranges, limits, noop. Sizes:
 # the mode, whether to drop, learned rows, and a View. Result: log-probs and entropies (2, B); the
-# actions (B, H) if they are not given; error (B,), place (B,), scores (B, K); what normalises (3, B).
+# actions (B, H) if they are not given; error (B,), place (B,), scores (B, K); and of each row the
+# largest score, the logarithm of the sum, and how many tuples count (3, B).
 
 
-def _plan(sizes: list[int], ranges: Tensor, width: int) -> dict[str, Any]:
+def plan(sizes: list[int], ranges: Tensor, width: int) -> dict[str, Any]:
     """What a kernel is compiled for."""
     row_bytes, room, *rest = sizes[3:]
     padded = triton.next_power_of_2(width)
@@ -338,30 +340,31 @@ def _plan(sizes: list[int], ranges: Tensor, width: int) -> dict[str, Any]:
         "WIDTH": padded,
         "BLOCK": block,
         "num_warps": max(1, min(8, block * padded // 256)),
+        "enable_fp_fusion": True,
     }
 
 
 def block_of(room: int, width: int) -> int:
-    """How many tuples are worked on together: up to 32, fewer of a wide layer."""
-    return max(1, min(triton.next_power_of_2(room), 32, 4096 // width))
+    """How many tuples are worked on together: with 8 warps no register spills at 2048 floats."""
+    return max(1, min(int(triton.next_power_of_2(room)), 32, 2048 // width))
 
 
 def _run(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
     state, readout, table = (one.contiguous() for one in floats)
     data, explore, given, ranges, limits, noop = others
     mode, drop, _ = sizes[:3]
-    plan = _plan(sizes, ranges, state.shape[1])
+    made = plan(sizes, ranges, state.shape[1])
     batch = state.shape[0]
     whole = functools.partial(data.new_empty, dtype=torch.int64)
     out, norm = state.new_empty(2, batch), state.new_empty(3, batch)
     place, error = whole(batch), data.new_empty(batch, dtype=torch.int32)
-    scores = state.new_empty(batch, plan["K"])
-    actions = whole(0 if mode == EVALUATE else batch, plan["H"])
+    scores = state.new_empty(batch, made["K"])
+    actions = whole(0 if mode == EVALUATE else batch, made["H"])
     if batch:
         _forward[(batch,)](
             data, state, readout, table, ranges, limits, noop, explore, given.contiguous(), out,
             norm, place, error, scores, actions, batch, IDS=ranges.shape[0], MODE=mode,
-            DROP=bool(drop), **plan,
+            DROP=bool(drop), **made,
         )  # fmt: skip
     return [out, actions, error, place, scores, norm]
 
@@ -380,7 +383,7 @@ def _gradients(
         _backward[(len(state),)](
             data, state, readout, table, ranges, explore, norm, place, error, scores,
             grad.contiguous(), of_state, of_readout, of_table, len(state), learned, spare,
-            **_plan(sizes, ranges, state.shape[1]),
+            **plan(sizes, ranges, state.shape[1]),
         )  # fmt: skip
     mine = of_table[spare:]
     if spare:
