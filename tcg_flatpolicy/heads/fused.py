@@ -30,7 +30,11 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import whole_tuples
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.scorer import TupleScorer, check_shapes
-from tcg_flatpolicy.table import WHOLE, Derived
+from tcg_flatpolicy.table import Derived, RowTable
+
+MOST = 2**16
+"""Learned rows that are projected in each call, listed or not; a spec of more is packed."""
+MOST_TOGETHER = 2**12
 
 
 class Fused(Derived):
@@ -46,7 +50,9 @@ class Fused(Derived):
 
     def __init__(self, scorer: TupleScorer) -> None:
         super().__init__()
-        ranges, self.learned = reference.ranges_of(*scorer.kernel.given[1:])
+        ranges, self.learned = reference.ranges_of(
+            *scorer.kernel.given[1:], _together(scorer.table)
+        )
         self.derive("ranges", ranges)
         self.derive("limits", scorer.spec.limits)
         self.derive("noop", scorer.spec.noop)
@@ -69,7 +75,7 @@ class Fused(Derived):
             or layout.spec is not scorer.spec
             or layout.count.dtype.kind == "f"
             or not (plain and layout.padding)
-            or self.learned > 4 * WHOLE
+            or self.learned > MOST
             or hidden.device != observations.device
             or torch.are_deterministic_algorithms_enabled()
             or (not torch.compiler.is_compiling() and cpu.transformed())
@@ -90,12 +96,21 @@ def bind(scorer: TupleScorer, hidden: Tensor, entities: Mapping[str, Tensor]) ->
     All things are projected, listed or not: that is one product a source, and no wait.
     """
     state, readout = scorer._read(hidden)
-    vectors, projections = scorer.table.learned_vectors(scorer._weights(), state.shape[1])
+    weights = scorer._weights()
+    vectors, projections = scorer.table.learned_vectors(weights, state.shape[1])
+    if vectors and _together(scorer.table):
+        vectors, projections = [weights.rows], [weights.projections]  # type: ignore[list-item]
     vectors += [entities[str(source.name)].flatten(0, 1) for source in scorer.table.encoded]
     floats = [*vectors, *projections, *scorer.entity_projections]
     if torch.is_autocast_enabled(hidden.device.type):
         floats = [one.to(torch.get_autocast_dtype(hidden.device.type)) for one in floats]
     return Rows(state, wide(readout), _project([scorer.primaries, *floats], []))
+
+
+def _together(table: RowTable) -> bool:
+    """Whether learned rows are so few that each is projected under all parts, in one product."""
+    plain = all(source.features is None for source in table.learned)
+    return plain and table.learned_rows * table.learned_parts <= MOST_TOGETHER
 
 
 # A table of rows. Floats: primaries (P, W); vectors (n, E) of each source; projections (E, k W) of

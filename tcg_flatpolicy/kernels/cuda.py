@@ -360,12 +360,13 @@ def _run(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[T
     place, error = whole(batch), data.new_empty(batch, dtype=torch.int32)
     scores = state.new_empty(batch, made["K"])
     actions = whole(0 if mode == EVALUATE else batch, made["H"])
-    if batch:
-        _forward[(batch,)](
-            data, state, readout, table, ranges, limits, noop, explore, given.contiguous(), out,
-            norm, place, error, scores, actions, batch, IDS=ranges.shape[0], MODE=mode,
-            DROP=bool(drop), **made,
-        )  # fmt: skip
+    with torch.cuda.device_of(data):
+        if batch:
+            _forward[(batch,)](
+                data, state, readout, table, ranges, limits, noop, explore, given.contiguous(),
+                out, norm, place, error, scores, actions, batch, IDS=ranges.shape[0], MODE=mode,
+                DROP=bool(drop), **made,
+            )  # fmt: skip
     return [out, actions, error, place, scores, norm]
 
 
@@ -379,12 +380,13 @@ def _gradients(
     spare = max(0, min(63, COPIES // (learned * state.shape[1]) - 1)) * learned
     of_table = table.new_zeros(spare + len(table), table.shape[1])
     of_state, of_readout = torch.empty_like(state), torch.empty_like(readout)
-    if len(state):
-        _backward[(len(state),)](
-            data, state, readout, table, ranges, explore, norm, place, error, scores,
-            grad.contiguous(), of_state, of_readout, of_table, len(state), learned, spare,
-            **plan(sizes, ranges, state.shape[1]),
-        )  # fmt: skip
+    with torch.cuda.device_of(data):
+        if len(state):
+            _backward[(len(state),)](
+                data, state, readout, table, ranges, explore, norm, place, error, scores,
+                grad.contiguous(), of_state, of_readout, of_table, len(state), learned, spare,
+                **plan(sizes, ranges, state.shape[1]),
+            )  # fmt: skip
     mine = of_table[spare:]
     if spare:
         mine[:learned] += of_table[:spare].view(-1, *mine[:learned].shape).sum(0)

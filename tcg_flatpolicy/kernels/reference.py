@@ -72,31 +72,43 @@ class Decided(NamedTuple):
 
 
 def ranges_of(
-    place: npt.NDArray[np.int64], ranges: Sequence[Sequence[Any]], sources: Sequence[Any]
+    place: npt.NDArray[np.int64],
+    ranges: Sequence[Sequence[Any]],
+    sources: Sequence[Any],
+    together: bool,
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """`Addresses.ranges` of what a kernels.cpu.Scorer is made of; how many rows are learned."""
+    """`Addresses.ranges` of what a kernels.cpu.Scorer is made of; how many rows are learned.
+
+    Args:
+        place, ranges, sources: as of the Scorer.
+        together: learned sources are projected as one, each under the projections of all.
+    """
     slots = len(ranges) // (int(place.max()) + 1)
     most = max([1, *map(len, ranges)])
     table = np.zeros((len(place), 1 + slots, most, 5), np.int64)
     table[:, :, 1:, 0] = np.iinfo(np.int64).max
     table[:, :, 0, 1] = -1
     table[:, 0, 0, 1] = place
-    learned, own = int(place.max()) + 1, 0
-    begins = []
+    learned, own, column = int(place.max()) + 1, 0, 0
+    begins, steps = [], []
+    columns = sum(source.columns for source in sources if not source.encoded)
     for source in sources:
-        begins.append(own if source.encoded else learned)
+        shared = together and not source.encoded
+        steps.append(columns if shared else source.columns)
+        begins.append(own if source.encoded else learned + column)
         if source.encoded:
             own += source.size * source.columns
         else:
-            learned += source.size * source.columns
+            learned += source.size * steps[-1]
+            column += source.columns * shared
     for number in np.flatnonzero(place >= 0):
         for slot in range(slots):
             for k, one in enumerate(ranges[place[number] * slots + slot]):
                 source = sources[one.source]
-                first, begin = one.column - one.start * source.columns, begins[one.source]
-                a_state = (begin, source.size * source.columns) if source.encoded else (0, 0)
-                first += learned if source.encoded else begin
-                table[number, 1 + slot, k] = one.start, first, *a_state, source.columns
+                begin, step = begins[one.source], steps[one.source]
+                a_state = (begin, source.size * step) if source.encoded else (0, 0)
+                first = (learned if source.encoded else begin) + one.column - one.start * step
+                table[number, 1 + slot, k] = one.start, first, *a_state, step
     return table, learned
 
 
