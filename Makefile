@@ -1,7 +1,7 @@
 # Everything runs in one .venv, which the first target that needs it makes from nothing:
 # with python3 (3.10 to 3.13), make and a C++ compiler. test-official alone has its own.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-browser test-official lint types format bench speed verify clean
+.PHONY: help setup train test test-browser test-official lint types format bench speed gpu-check verify clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +43,7 @@ help:
 	@echo "make format   let ruff fix and format"
 	@echo "make bench    compare the ways to choose a tuple   make bench ARGS=--quick"
 	@echo "make speed    the speed of heads and of training   make speed ARGS=--quick"
+	@echo "make gpu-check   with a GPU: whether the flat decision's kernels are right on it, and how fast"
 	@echo "make verify   audit Essence Wars and an untrained policy in it   make verify ARGS='--seed 2'"
 	@echo "make setup    only make .venv, which every target above makes first where it is missing"
 	@echo "make clean    remove $(VENV), $(OFFICIAL) and the caches; runs/ stays"
@@ -90,6 +91,9 @@ speed: $(READY)
 	$(BIN)/python benchmarks/head.py $(ARGS)
 	$(BIN)/python benchmarks/autoregressive.py $(ARGS)
 	$(BIN)/python benchmarks/end_to_end.py $(ARGS)
+
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 verify: $(READY)
 	$(BIN)/python -m tcg_flatpolicy verify essence_wars --steps 100000 $(ARGS)

@@ -288,14 +288,7 @@ class LegalActions:
             TypeError: bool or complex.
             ValueError: not (*S, B, H).
         """
-        batch, width, shape = len(self), self.actions.shape[1], tuple(actions.shape)
-        if shape[-2:] != (batch, width):
-            raise ValueError(f"actions must be (*, {batch}, {width}), got {shape}")
-        if actions.dtype == torch.bool or actions.is_complex():
-            raise TypeError(f"actions must be whole numbers, got {actions.dtype}")
-        if actions.is_floating_point():
-            actions = torch.where(actions == actions.floor(), actions, -1).nan_to_num(-1, -1, -1)
-        return actions.to(torch.int64)
+        return whole_tuples(actions, len(self), self.actions.shape[1])
 
     def prefix_mask(self, prefix: Tensor, size: int) -> Tensor:
         """Which values of slot j continue a legal tuple; an empty row continues only the no-op.
@@ -406,6 +399,18 @@ class LegalActions:
 
     def __repr__(self) -> str:
         return f"LegalActions({len(self)} rows, {len(self.actions)} tuples, {self.slots} slots)"
+
+
+def whole_tuples(actions: Tensor, batch: int, width: int) -> Tensor:
+    """As LegalActions.whole, of ``batch`` rows and tuples of ``width`` values."""
+    shape = tuple(actions.shape)
+    if shape[-2:] != (batch, width):
+        raise ValueError(f"actions must be (*, {batch}, {width}), got {shape}")
+    if actions.dtype == torch.bool or actions.is_complex():
+        raise TypeError(f"actions must be whole numbers, got {actions.dtype}")
+    if actions.is_floating_point():
+        actions = torch.where(actions == actions.floor(), actions, -1).nan_to_num(-1, -1, -1)
+    return actions.to(torch.int64)
 
 
 def as_tensor(values: Tensor | npt.NDArray[Any]) -> Tensor:

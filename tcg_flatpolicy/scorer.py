@@ -219,12 +219,23 @@ def check_encoding(
         ValueError: hidden is not (B, hidden_size), an entity of the spec is missing or not
             (B, n, E), or the legal tuples have another number of slots than the spec.
     """
-    batch = len(legal)
     if legal.slots != spec.slots:
         raise ValueError(
             f"legal tuples have {legal.slots} slots, but the spec has {spec.slots}: it is that of "
             "other lists"
         )
+    check_shapes(spec, hidden, hidden_size, entities, entity_sizes, len(legal))
+
+
+def check_shapes(
+    spec: ActionSpec,
+    hidden: Tensor,
+    hidden_size: int,
+    entities: Entities,
+    entity_sizes: Mapping[str, tuple[int, int]],
+    batch: int,
+) -> None:
+    """As check_encoding, of a number of rows alone."""
     if hidden.shape != (batch, hidden_size):
         raise ValueError(f"hidden must be ({batch}, {hidden_size}), got {tuple(hidden.shape)}")
     for name in spec.entity_names:

@@ -1,5 +1,6 @@
 """The same examples on every machine, and one thread, so that a test's time says something."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ settings.register_profile(
 )
 settings.load_profile("reproducible")
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # read when Triton is imported, by whomever
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -358,7 +358,10 @@ def test_copies_decide_alike(kernel: str) -> None:
     ("asked", "words"),
     [
         ("packed", "kernel: packed"),
-        ("fast", "TCG_KERNEL must be cpu, avx2, base or packed, or not set, got 'fast'"),
+        (
+            "fast",
+            "TCG_KERNEL must be cpu, avx2, base, cuda, reference or packed, or not set, got 'fast'",
+        ),
     ],
 )
 def test_the_environment_says_which(asked: str, words: str) -> None:

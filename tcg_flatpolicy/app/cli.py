@@ -11,12 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tcg_flatpolicy.app import train, verify, watch
 from tcg_flatpolicy.app.evaluate import WinRate
 from tcg_flatpolicy.app.load import load
 from tcg_flatpolicy.app.run_folder import folder_of
 from tcg_flatpolicy.app.settings import GAME, Settings
 from tcg_flatpolicy.app.train import trained_policy
+from tcg_flatpolicy.kernels import fused
 from tcg_flatpolicy.provenance import provenance
 from tcg_flatpolicy.puffer import MISSING_PUFFERLIB
 
@@ -24,6 +27,13 @@ KERNELS = {
     "avx2": "compiled code with AVX2 instructions",
     "base": "compiled code without AVX2 instructions",
     "packed": "PyTorch's operations, since no compiled code runs here or TCG_KERNEL says so",
+}
+
+
+GPU_KERNELS = {
+    "cuda": "one Triton kernel a decision",
+    "reference": "the plain form of the Triton kernel, since TCG_KERNEL says so",
+    "": "PyTorch's operations, since Triton is not installed or TCG_KERNEL says so",
 }
 
 
@@ -129,6 +139,8 @@ def _info() -> int:
     found = provenance()
     kernel, processor = found["kernel"], found["machine"]["processor"]
     print(f"kernel: {kernel} ({KERNELS[kernel]})")
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here"
+    print(f"GPU kernel: {GPU_KERNELS[fused('cuda')]}; {card}")
     print(f"processor: {processor}, {found['machine']['torch_threads']} threads")
     for package, version in found["versions"].items():
         print(f"{package}: {version or 'not installed'}")

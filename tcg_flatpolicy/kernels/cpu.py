@@ -23,6 +23,9 @@ from tcg_flatpolicy.operators import Operator
 OBJECTS = ("avx2", "base")
 """For which instructions flat.cpp is compiled; the first that runs here is taken."""
 
+PACKED = ("packed", "cuda", "reference")
+"""What TCG_KERNEL may ask for that is not compiled here; see kernels.fused for the last two."""
+
 _FUNCTIONS = {
     "runs_here": 0,
     "count": 5,
@@ -40,9 +43,10 @@ _FUNCTIONS = {
 @functools.cache
 def _loaded() -> tuple[str, ctypes.CDLL | None]:
     asked = os.environ.get("TCG_KERNEL", "")
-    if asked not in ("", "cpu", *OBJECTS, "packed"):
+    if asked not in ("", "cpu", *OBJECTS, *PACKED):
         raise ValueError(
-            f"TCG_KERNEL must be cpu, {', '.join(OBJECTS)} or packed, or not set, got {asked!r}"
+            f"TCG_KERNEL must be cpu, {', '.join(OBJECTS)}, cuda, reference or packed, or not set, "
+            f"got {asked!r}"
         )
     for name in OBJECTS if asked in ("", "cpu") else {asked} & {*OBJECTS}:
         for path in sorted(Path(__file__).parent.glob(f"_{name}.*")):
@@ -55,7 +59,7 @@ def _loaded() -> tuple[str, ctypes.CDLL | None]:
                 of.restype, of.argtypes = ctypes.c_int64, [ctypes.c_int64] * numbers
             if found.tcg_runs_here():
                 return name, found
-    if asked not in ("", "packed"):
+    if asked not in ("", *PACKED):
         raise RuntimeError(
             f"TCG_KERNEL is {asked}, and no kernel was built that runs here: install a C++ "
             "compiler, and then this package once more"
@@ -90,13 +94,13 @@ def usable(*tensors: Tensor) -> bool:
     """Whether there are kernels for these: of float32 on a CPU, outside torch.func and vmap."""
     return (
         _available()
-        and (torch.compiler.is_compiling() or not _transformed())
+        and (torch.compiler.is_compiling() or not transformed())
         and all(one.is_cpu and one.dtype == torch.float32 for one in tensors)
     )
 
 
 # Torch says so nowhere else. A tensor inside such a transform has no memory of its own.
-_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def _call(function: str, *given: int | Tensor) -> int:
@@ -228,7 +232,7 @@ class Scorer:
         ranges: Sequence[Sequence[Range]],
         sources: Sequence[Source],
     ) -> None:
-        self._given = width, place, ranges, sources
+        self.given = width, place, ranges, sources
         self.sources = sources
         self._vectors = vectors = 1 + max((one.vectors for one in sources), default=-1)
         flat = list(itertools.chain(*ranges))
@@ -264,7 +268,7 @@ class Scorer:
         _SCORERS.setdefault(self.handle, self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Scorer, self._given
+        return Scorer, self.given
 
     def __call__(
         self,

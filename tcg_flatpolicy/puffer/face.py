@@ -79,6 +79,7 @@ class LegalNormal(Normal):
         self._entropy_of, self._seen = entropy_of, seen
         self._draws = _Draws(exploration, training)
         self._actions: Tensor | None = None
+        self._drawn: tuple[Tensor, Tensor, int] | None = None
         Distribution.__init__(self, distribution.batch_shape, distribution.event_shape, False)
 
     @property
@@ -97,8 +98,11 @@ class LegalNormal(Normal):
         """(*S, B, H) legal tuples in the action space's dtype."""
         self._draws.drew()
         with self._naming_fields():
-            actions = self._distribution.sample(sample_shape).to(self.action_dtype)
+            drawn = self._distribution.sample(sample_shape)
+        actions = drawn.to(self.action_dtype)
         self._keep(actions)
+        if not (torch.compiler.is_compiling() or actions.is_inference()):
+            self._drawn = drawn, actions, actions._version
         return actions
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ class LegalNormal(Normal):
         self._draws.check_update()
         self._keep(value)
         with self._naming_fields():
-            return self._distribution.log_prob(value).unsqueeze(-1)
+            return self._distribution.log_prob(self._own(value)).unsqueeze(-1)
 
     def entropy(self) -> Tensor:
         """(B, 1): the trainer sums over dimension 1."""
@@ -149,6 +153,15 @@ class LegalNormal(Normal):
                     why = f"the observation's field {field.name!r} holds {values[wrong][0].item()}"
                     raise UnsoundScore(error.row, error.what, error.score, why) from None
             raise
+
+    def _own(self, value: Tensor) -> Tensor:
+        """What the distribution drew, if that is what it is asked about: it need not look again."""
+        if self._drawn is None or torch.compiler.is_compiling():
+            return value
+        drawn, actions, version = self._drawn
+        same = value.data_ptr() == actions.data_ptr() and value.dtype == actions.dtype
+        same = same and (value.shape, value.stride()) == (actions.shape, actions.stride())
+        return drawn if same and actions._version == version else value
 
     def _keep(self, actions: Tensor) -> None:
         """Remembers what the entropy is of; a copy, since a trainer may write over its tuples."""
