@@ -1,5 +1,6 @@
 """The same examples on every machine, and one thread, so that a test's time says something."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+
+from tcg_flatpolicy.kernels import cpu
 
 settings.register_profile(
     "reproducible", deadline=None, derandomize=True, max_examples=60, print_blob=True
@@ -24,6 +27,24 @@ def _every_warning() -> Iterator[None]:
     torch.set_warn_always(True)
     yield
     torch.set_warn_always(False)
+
+
+@contextlib.contextmanager
+def deciding_by(name: str) -> Iterator[None]:
+    """Skips what needs a kernel that is not here."""
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            until_the_end.enter_context(cpu.deciding_by(name))
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        yield
+
+
+@pytest.fixture(params=["packed", *cpu.OBJECTS])
+def each_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way to decide that is there, in turn: for what must hold whichever does."""
+    with deciding_by(request.param):
+        yield request.param
 
 
 @pytest.fixture

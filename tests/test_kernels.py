@@ -1,4 +1,4 @@
-"""The compiled kernels: against the packed path and against float64, and under attack."""
+"""The compiled kernels: against the packed path, and where they are not used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,194 +22,27 @@ from torch import Tensor
 import tcg_flatpolicy as fp
 from tcg_flatpolicy import testing
 from tcg_flatpolicy.kernels import cpu
-from tcg_flatpolicy.roles import Role
 from tcg_flatpolicy.scorer import TupleScorer
-from tests.test_sampling import ALPHA, p_value
+from tests.conftest import deciding_by
 
-LOAD = cpu._loaded.__wrapped__
-COMPILED = [name for name in cpu.OBJECTS if name == cpu.kernel() or name == "base"]
-
-
-def use(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decides by that kernel until the end of the test."""
-    monkeypatch.setenv("TCG_KERNEL", kernel)
-    loaded = LOAD()
-    monkeypatch.setattr(cpu, "_loaded", lambda: loaded)
-    assert cpu.kernel() == kernel
+BUILT = bool([*Path(cpu.__file__).parent.glob("_*.so")])
 
 
-@pytest.fixture(params=COMPILED, scope="module")
+@pytest.fixture(params=cpu.OBJECTS, scope="module")
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each of the compiled kernels that run here, in turn."""
-    with pytest.MonkeyPatch.context() as patch:
-        use(request.param, patch)
+    with deciding_by(request.param):
+        assert cpu.kernel() == request.param
         yield request.param
 
 
-def test_this_machine_has_one() -> None:
-    """The README promises a C++ compiler, so setting up has compiled it."""
-    assert cpu.kernel() in ("avx2", "base")
-
-
-class Amount(Role):
-    rows = 3
-
-    def weights(self, values: Tensor) -> Tensor:
-        x = values / self.size
-        return torch.stack([x, x * x, torch.ones_like(x)], dim=-1)
-
-
-KINDS = (fp.Index, fp.Entity, Amount)
-
-
-@st.composite
-def scored(draw: st.DrawFn) -> tuple[TupleScorer, fp.LegalActions, list[Tensor], list[str]]:
-    """A scorer, distinct lists, and its inputs: hidden, and entities by name."""
-    spec = draw(testing.specs(kinds=KINDS))
-    legal = draw(testing.legal_actions(spec, max_rows=40)).distinct()
-    width, embedding = draw(st.integers(1, 70)), draw(st.integers(1, 9))
-    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    torch.manual_seed(draw(st.integers(0, 2**31)))
-    sizes = {
-        name: (4 + draw(st.integers(0, 3)), draw(st.integers(1, 9))) for name in spec.entity_names
-    }
-    scorer = TupleScorer(spec, 5, sizes, width, embedding)
-    with torch.no_grad():
-        scorer.readout.mul_(10)
-        scorer.readout_of_state.mul_(30)
-    leaves = [torch.randn(len(legal), 5, generator=random)]
-    leaves += [torch.randn(len(legal), *size, generator=random) for size in sizes.values()]
-    return scorer, legal, leaves, list(sizes)
-
-
-def run(
-    scorer: TupleScorer,
-    legal: fp.LegalActions,
-    leaves: list[Tensor],
-    names: list[str],
-    actions: Tensor,
-    weights: tuple[Tensor, Tensor],
-    explore: tuple[float, float],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Log-prob, entropy, and the gradient of a weighted sum of both for leaves and parameters."""
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    scores = scorer(leaves[0], dict(zip(names, leaves[1:], strict=True)), legal)
-    distribution = fp.LegalCategorical(legal, scores)
-    if explore != (1.0, 0.0):
-        distribution = distribution.tempered(explore[0]).smoothed(explore[1])
-    log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
-    some = log_prob.isfinite()
-    total = (log_prob * weights[0])[some].sum() + (entropy * weights[1]).sum()
-    grads = torch.autograd.grad(total, [*leaves, *scorer.parameters()])
-    return log_prob.detach(), entropy.detach(), list(grads)
-
-
-@given(scored(), st.sampled_from([(1.0, 0.0), (0.3, 0.0), (1.7, 0.2)]), st.integers(0, 2**31))
-@settings(max_examples=300)
-def test_numbers_and_gradients_are_those_of_float64(
-    kernel: str,
-    case: tuple[TupleScorer, fp.LegalActions, list[Tensor], list[str]],
-    explore: tuple[float, float],
-    seed: int,
-) -> None:
-    scorer, legal, leaves, names = case
-    random = torch.Generator().manual_seed(seed)
-    weights = torch.randn(len(legal), generator=random), torch.randn(len(legal), generator=random)
-    actions = fp.LegalCategorical(legal, torch.zeros(len(legal.rows))).sample()
-    actions[::5] = 0  # often not listed
-    assert cpu.usable(*leaves)
-    got = run(scorer, legal, leaves, names, actions, weights, explore)
-    exact = copy.deepcopy(scorer).double()
-    doubles = tuple(weight.double() for weight in weights)
-    wanted = run(exact, legal, [one.double() for one in leaves], names, actions, doubles, explore)  # type: ignore[arg-type]
-    for mine, theirs in zip(got[:2], wanted[:2], strict=True):
-        assert mine.dtype == torch.float32
-        assert torch.equal(mine.isinf(), theirs.isinf())
-        near = (mine.double() - theirs).abs() <= 2e-6 * theirs.abs().clamp(min=1)
-        assert (near | mine.isinf()).all()
-    # Of the largest: in a leaf's own gradient equal terms may cancel out.
-    largest = max((float(one.abs().max()) for one in wanted[2] if one.numel()), default=0.0)
-    for mine, theirs in zip(got[2], wanted[2], strict=True):
-        assert ((mine.double() - theirs).abs() <= 1e-5 * max(largest, 1e-2)).all()
-
-
-def test_a_row_s_numbers_do_not_depend_on_the_batch_or_on_threads(kernel: str) -> None:
-    spec = fp.ActionSpec(
-        [
-            fp.Primary("a", fp.Entity("x", 6), fp.Index("i", 40)),
-            fp.Primary("b", fp.OneOf(fp.Index("i", 30), fp.Entity("x", 6)), fp.Index("j", 50_000)),
-        ]
-    )
-    rng = np.random.default_rng(0)
-    lists = []
-    for row in range(1200):
-        primaries = rng.integers(0, 2, row % 13)
-        lists.append([(p, *(rng.integers(0, n) for n in spec.limits[p, 1:])) for p in primaries])
-    legal = fp.LegalActions.from_lists(lists, slots=2).distinct()
-    torch.manual_seed(0)
-    scorer = TupleScorer(spec, 8, {"x": (6, 10)}, 64)
-    hidden, things = torch.randn(1200, 8), torch.randn(1200, 6, 10).requires_grad_()
-    weights = torch.randn(len(legal.rows))
-
-    def gradients() -> tuple[Tensor, ...]:
-        scores = scorer(hidden, {"x": things}, legal)
-        return (
-            scores.detach(),
-            *torch.autograd.grad((scores * weights).sum(), [things, *scorer.parameters()]),
-        )
-
-    one = gradients()
-    torch.set_num_threads(3)
-    try:
-        three = gradients()
-    finally:
-        torch.set_num_threads(1)
-    assert torch.equal(one[0], three[0])
-    assert torch.equal(one[1], three[1])  # of a state's own things
-    for a, b in zip(one[2:], three[2:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    # What the kernel is given differs by torch's products, which are not the same for any batch.
-    state, readout = scorer._read(hidden)
-    with torch.no_grad():
-        packed = legal.actions, legal.counts, legal.starts, legal.counts[:0]
-        pieces = scorer._pieces({"x": things})
-        every, _ = scorer.kernel(state, readout, scorer.primaries, *pieces[:2], packed, {})
-        for begin, end in ((0, 1), (5, 6), (100, 177), (1199, 1200)):
-            part, _, _ = legal.select(slice(begin, end))
-            packed = part.actions, part.counts, part.starts, part.counts[:0]
-            pieces = scorer._pieces({"x": things[begin:end]})
-            own = state[begin:end], readout[begin:end], scorer.primaries
-            some, _ = scorer.kernel(*own, *pieces[:2], packed, {})
-            first = int(legal.starts[begin])
-            assert torch.equal(some, every[first : first + len(some)])
+@pytest.mark.skipif(not BUILT, reason="installed without a C++ compiler")
+def test_what_is_built_is_taken() -> None:
+    with cpu.deciding_by(""):
+        assert cpu.kernel() in cpu.OBJECTS
 
 
 # ---- drawing
-
-
-def test_draws_follow_the_probabilities(kernel: str) -> None:
-    """A million of them."""
-    torch.manual_seed(3)
-    lists = [[(a, b) for a in range(5) for b in range(4)], [(0, 0)], [], [(1, 1), (2, 0), (0, 3)]]
-    legal = fp.LegalActions.from_lists(lists * 250, slots=1)
-    legal = fp.LegalActions.trusted(legal.actions, legal.counts, legal.noop, [5, 4], distinct=True)
-    scores = torch.randn(24).repeat(250)
-    scores[3::24] = -torch.inf
-    distribution = fp.LegalCategorical(legal, scores)
-    packed = legal.actions, legal.counts, legal.starts
-    counts = torch.zeros(24 + 2, dtype=torch.int64)
-    for _ in range(1000):
-        actions = distribution.sample()
-        given = [*packed, legal.noop, actions]
-        _, places = cpu._log_prob.forward([distribution.logits], given, [])
-        assert int(places.max()) == len(scores) + 1  # the no-op of the empty rows
-        places = places[places < len(scores)] % 24
-        counts += torch.bincount(places, minlength=26)
-    counts, probs = counts[:24], distribution.probs[:24]
-    assert int(counts[3]) == 0
-    for row in (slice(0, 20), slice(21, 24)):
-        seen, expected = counts[row].double(), probs[row].double()
-        assert p_value(seen, expected / expected.sum()) > ALPHA
 
 
 def test_rows_draw_apart_and_the_seed_is_torch_s(kernel: str) -> None:
@@ -295,22 +129,6 @@ def test_bytes_of_any_kind_are_read_or_refused_alike(
             layout.read_distinct(torch.as_tensor(data))
 
 
-def test_a_million_rows_of_any_bytes(kernel: str) -> None:
-    spec = fp.ActionSpec([fp.Primary("a", fp.Index("x", 200)), fp.Primary("b", id=3)])
-    dtype = np.dtype([("n", "u1"), ("legal", "u1", (4, 2))])
-    layout = fp.LegalLayout.from_dtype(dtype, "n", "legal", spec)
-    rng = np.random.default_rng(0)
-    refused = 0
-    for _ in range(1000):
-        data = rng.integers(0, 256, (1000, 9), dtype=np.uint8)
-        data[:, 0] %= 6
-        refused += layout._reader(torch.as_tensor(data)) is None  # type: ignore[misc]
-        for row in rng.integers(0, 1000, 2):
-            found, wanted = both(layout, torch.as_tensor(data[row : row + 1]))
-            assert (found is None) == isinstance(wanted, ValueError)
-    assert refused == 1000
-
-
 # ---- where it is not used
 
 
@@ -380,29 +198,26 @@ def test_without_a_built_kernel_asking_for_one_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
-    monkeypatch.setenv("TCG_KERNEL", "cpu")
-    with pytest.raises(RuntimeError, match=r"no kernel was built.*install a C\+\+ compiler"):
-        LOAD()
-    monkeypatch.setenv("TCG_KERNEL", "")
-    assert LOAD() == ("packed", None)
+    words = r"no kernel was built.*install a C\+\+ compiler"
+    with pytest.raises(RuntimeError, match=words), cpu.deciding_by("cpu"):
+        raise AssertionError("there is none")
+    with cpu.deciding_by(""):
+        assert cpu._loaded() == ("packed", None)
 
 
-def test_log_probs_of_draws_are_the_same_under_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("each_kernel")
+def test_distributions_are_those_of_the_packed_path() -> None:
     torch.manual_seed(0)
     legal = fp.LegalActions.from_lists([[(n, 0) for n in range(9)], [], [(2, 2)]], slots=1)
     scores = torch.randn(10)
     scores[4] = -torch.inf
-    legal = legal.distinct()
-    actions = torch.tensor([[4, 0], [0, 0], [2, 2]])
-    found = []
-    for name in ("packed", *COMPILED):
-        use(name, monkeypatch)
-        distribution = fp.LegalCategorical(legal, scores)
-        log_prob = distribution.log_prob(actions)
-        assert log_prob.tolist() == [-torch.inf, 0.0, 0.0]
-        found.append((distribution.logits, distribution.entropy()))
-    for one in found[1:]:
-        torch.testing.assert_close(one, found[0])
+    legal, actions = legal.distinct(), torch.tensor([[4, 0], [0, 0], [2, 2]])
+    mine = fp.LegalCategorical(legal, scores)
+    assert mine.log_prob(actions).tolist() == [-torch.inf, 0.0, 0.0]
+    with cpu.deciding_by("packed"):
+        wanted = fp.LegalCategorical(legal, scores)
+        torch.testing.assert_close(mine.logits, wanted.logits)
+        torch.testing.assert_close(mine.entropy(), wanted.entropy())
 
 
 # ---- entities that are rows of a table
@@ -447,11 +262,8 @@ def cards_policy(looks_up: bool, head: str = "flat") -> tuple[fp.Policy, npt.NDA
 
 
 @pytest.mark.parametrize("head", ["flat", "autoregressive"])
-@pytest.mark.parametrize("by", [*COMPILED, "packed"])
-def test_a_lookup_decides_as_the_rows_that_it_looks_up(
-    by: str, head: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use(by, monkeypatch)
+@pytest.mark.usefixtures("each_kernel")
+def test_a_lookup_decides_as_the_rows_that_it_looks_up(head: str) -> None:
     found = []
     for looks_up in (True, False):
         policy, rows = cards_policy(looks_up, head)
@@ -468,9 +280,8 @@ def test_a_lookup_decides_as_the_rows_that_it_looks_up(
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("by", [*COMPILED, "packed"])
-def test_an_id_beyond_the_table_is_an_error(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(by, monkeypatch)
+@pytest.mark.usefixtures("each_kernel")
+def test_an_id_beyond_the_table_is_an_error() -> None:
     policy, rows = cards_policy(True)
     policy.encoder.table = torch.nn.Parameter(torch.randn(20, 6))
     with pytest.raises(IndexError):

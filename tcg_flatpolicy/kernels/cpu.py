@@ -5,11 +5,12 @@ Shapes: B rows, N legal tuples in the whole batch, H values in a tuple, W width.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,25 @@ def kernel() -> str:
         RuntimeError: TCG_KERNEL asks for compiled code, and there is none.
     """
     return _loaded()[0]
+
+
+@contextlib.contextmanager
+def deciding_by(name: str) -> Iterator[None]:
+    """In the whole process as if TCG_KERNEL said so, until the end: for tests and benchmarks.
+
+    A graph that is compiled already stays as it is. Raises what :func:`kernel` raises.
+    """
+    before = os.environ.get("TCG_KERNEL")
+    os.environ["TCG_KERNEL"] = name
+    _loaded.cache_clear()
+    try:
+        kernel()
+        yield
+    finally:
+        del os.environ["TCG_KERNEL"]
+        if before is not None:
+            os.environ["TCG_KERNEL"] = before
+        _loaded.cache_clear()
 
 
 def library() -> ctypes.CDLL | None:
