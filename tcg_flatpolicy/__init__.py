@@ -15,7 +15,17 @@ from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, Primary
 
 if TYPE_CHECKING:
-    from tcg_flatpolicy.puffer import FlatPolicy, Greedy, Policy, RecurrentPolicy, TopK
+    from tcg_flatpolicy.puffer import (
+        FlatPolicy,
+        Greedy,
+        Policy,
+        RecurrentPolicy,
+        TopK,
+        WinRate,
+        config,
+        play_games,
+        trainer,
+    )
 
 __all__ = [
     "HEADS",
@@ -42,10 +52,15 @@ __all__ = [
     "Role",
     "TopK",
     "TupleScorer",
+    "WinRate",
+    "config",
     "encoders",
+    "play_games",
+    "trainer",
 ]
 
-_PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK"}
+_PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK", "WinRate"}
+_PUFFER |= {"config", "play_games", "trainer"}
 
 
 def __getattr__(name: str) -> Any:

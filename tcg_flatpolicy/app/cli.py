@@ -127,7 +127,9 @@ def _train(options: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")):  # under torchrun only rank 0 prints
         return 0  # another status would make torchrun end rank 0 before it has printed
     played = sum(result.actions for result in (*report.before.values(), *report.after.values()))
-    illegal = sum(result.illegal for result in (*report.before.values(), *report.after.values()))
+    illegal = sum(
+        result.illegal or 0 for result in (*report.before.values(), *report.after.values())
+    )
     print()
     print("interrupted; the run is saved up to this step" if report.interrupted else "done")
     print(f"  steps            {report.steps:,} in {report.seconds:.0f} s, evaluations included")
@@ -157,7 +159,7 @@ def _eval(options: argparse.Namespace) -> int:
     )
     print(f"{settings.deck1} against {settings.deck2}, {options.opponent} opponent, 95% interval")
     _print_results(results, "  ")
-    illegal = sum(result.illegal for result in results.values())
+    illegal = sum(result.illegal or 0 for result in results.values())
     actions = sum(result.actions for result in results.values())
     print(f"  illegal actions  {illegal} of {actions:,} played, counted by the environment")
     return 0

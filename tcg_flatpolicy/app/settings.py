@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tcg_flatpolicy.heads import HEADS
-from tcg_flatpolicy.puffer import compensated
+from tcg_flatpolicy.puffer import compensated, config
+from tcg_flatpolicy.puffer.config import DEFAULTS
 
 GAME = "tcg_flatpolicy.games.essence_wars:make"
 """module:function that makes the game's environment. Its environments have ``make_encoder``."""
@@ -17,6 +19,10 @@ GAME = "tcg_flatpolicy.games.essence_wars:make"
 
 def _setting(default: Any, help: str, least: int | None = None) -> Any:
     return field(default=default, metadata={"help": help, "least": least})
+
+
+def _default(name: str, help: str, least: int | None = None) -> Any:
+    return _setting(DEFAULTS[name], help, least)
 
 
 @dataclass
@@ -27,9 +33,11 @@ class Settings:
         ValueError: a value out of its range, or two that do not fit together.
     """
 
-    seed: int = _setting(1, "random seed for weights, games and sampling")
+    seed: int = _default("seed", "random seed for weights, games and sampling")
     total_steps: int = _setting(
-        1_250_000, "environment steps to train for; of both players, with two_players", 1
+        DEFAULTS["total_timesteps"],
+        "environment steps to train for; of both players, with two_players",
+        1,
     )
     # the game
     deck1: str = _setting("artificer_tokens", "deck of the policy's side, or 'random'")
@@ -45,27 +53,31 @@ class Settings:
     recurrent: bool = _setting(False, "put an LSTM between encoder and head")
     invalid: str = _setting("raise", "listed tuples outside the spec: raise an error, or drop them")
     # the trainer, with PufferLib's names
-    bptt_horizon: int = _setting(32, "steps of each game in a rollout", 1)
-    minibatch_size: int = _setting(2048, "environment steps in a minibatch", 1)
-    update_epochs: int = _setting(2, "number of passes over each rollout", 1)
-    learning_rate: float = _setting(2e-3, "learning rate at the start")
-    anneal_lr: bool = _setting(True, "reduce the learning rate to 0, along a cosine")
-    adam_beta1: float = _setting(0.9, "Adam's beta1")
-    adam_beta2: float = _setting(0.999, "Adam's beta2")
-    adam_eps: float = _setting(1e-8, "Adam's epsilon")
-    optimizer: str = _setting("adam", "adam, or muon (needs heavyball, at least 2.1 and below 3)")
-    gamma: float = _setting(0.995, "discount factor of a step")
-    gae_lambda: float = _setting(0.9, "lambda of generalised advantage estimation")
-    ent_coef: float = _setting(0.003, "weight of the entropy in the loss")
-    vf_coef: float = _setting(0.5, "weight of the value loss")
-    clip_coef: float = _setting(0.2, "clip range of the importance ratio")
-    vf_clip_coef: float = _setting(0.2, "clip range of the change of a value")
-    max_grad_norm: float = _setting(0.5, "upper limit of the gradient's norm")
-    vtrace_rho_clip: float = _setting(1.0, "upper limit of V-trace's rho")
-    vtrace_c_clip: float = _setting(1.0, "upper limit of V-trace's c")
-    prio_alpha: float = _setting(0.0, "exponent of prioritised sampling; 0 samples uniformly")
-    prio_beta0: float = _setting(1.0, "exponent of its correction, at the start")
-    precision: str = _setting("float32", "float32 or bfloat16")
+    bptt_horizon: int = _default("bptt_horizon", "steps of each game in a rollout", 1)
+    minibatch_size: int = _default("minibatch_size", "environment steps in a minibatch", 1)
+    update_epochs: int = _default("update_epochs", "number of passes over each rollout", 1)
+    learning_rate: float = _default("learning_rate", "learning rate at the start")
+    anneal_lr: bool = _default("anneal_lr", "reduce the learning rate to 0, along a cosine")
+    adam_beta1: float = _default("adam_beta1", "Adam's beta1")
+    adam_beta2: float = _default("adam_beta2", "Adam's beta2")
+    adam_eps: float = _default("adam_eps", "Adam's epsilon")
+    optimizer: str = _default(
+        "optimizer", "adam, or muon (needs heavyball, at least 2.1 and below 3)"
+    )
+    gamma: float = _default("gamma", "discount factor of a step")
+    gae_lambda: float = _default("gae_lambda", "lambda of generalised advantage estimation")
+    ent_coef: float = _default("ent_coef", "weight of the entropy in the loss")
+    vf_coef: float = _default("vf_coef", "weight of the value loss")
+    clip_coef: float = _default("clip_coef", "clip range of the importance ratio")
+    vf_clip_coef: float = _default("vf_clip_coef", "clip range of the change of a value")
+    max_grad_norm: float = _default("max_grad_norm", "upper limit of the gradient's norm")
+    vtrace_rho_clip: float = _default("vtrace_rho_clip", "upper limit of V-trace's rho")
+    vtrace_c_clip: float = _default("vtrace_c_clip", "upper limit of V-trace's c")
+    prio_alpha: float = _default(
+        "prio_alpha", "exponent of prioritised sampling; 0 samples uniformly"
+    )
+    prio_beta0: float = _default("prio_beta0", "exponent of its correction, at the start")
+    precision: str = _default("precision", "float32 or bfloat16")
     # exploration: part of the policy, changes linearly from the first rollout to the last
     temperature: float = _setting(1.0, "temperature at the start; above 1 is more uniform")
     final_temperature: float = _setting(1.0, "temperature at the end")
@@ -77,7 +89,7 @@ class Settings:
     device: str = _setting("auto", "cpu, cuda, or auto: cuda if there is a GPU, else cpu")
     threads: int = _setting(1, "number of torch's CPU threads", 1)
     num_workers: int = _setting(0, "processes that play the games; 0: the trainer's own", 0)
-    compile: bool = _setting(False, "compile the update's forward pass with torch.compile")
+    compile: bool = _default("compile", "compile the update's forward pass with torch.compile")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -163,25 +175,22 @@ class Settings:
             seed: of this process; the settings' seed if left out.
             ranks: number of processes, which share total_steps.
         """
-        config = {
-            **asdict(self),
+        same = asdict(self).keys() & DEFAULTS.keys()
+        made = config(
+            SimpleNamespace(num_agents=self.batch_size // self.bptt_horizon),
+            **{name: getattr(self, name) for name in same},
+        )
+        made |= {
             "seed": self.seed if seed is None else seed,
-            "env": GAME.partition(":")[0].rpartition(".")[2],  # a name for the dashboard
+            "env": GAME.partition(":")[0].rpartition(".")[2],
             "device": device,
             "total_timesteps": self.total_steps // ranks,
-            "batch_size": self.batch_size,
-            "max_minibatch_size": self.minibatch_size,
             "use_rnn": self.recurrent,
             "data_dir": str(folder / "pufferlib"),
-            "checkpoint_interval": 10**9,  # ours hold more, see tcg_flatpolicy.puffer
-            "torch_deterministic": True,
-            "cpu_offload": False,
-            "compile_mode": "default",
-            "compile_fullgraph": True,
         }
         if not self.two_players:
-            return config
-        return compensated(config)
+            return made
+        return compensated(made)
 
 
 def saved_settings(

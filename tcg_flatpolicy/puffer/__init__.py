@@ -1,7 +1,9 @@
 """All that is known about PufferLib: its policies, its trainer's questions, its trainer's state."""
 
+from tcg_flatpolicy.puffer.config import config, trainer
 from tcg_flatpolicy.puffer.contract import MISSING_PUFFERLIB, check_contract, compensated
 from tcg_flatpolicy.puffer.face import LegalNormal
+from tcg_flatpolicy.puffer.games import WinRate, play_games
 from tcg_flatpolicy.puffer.next_generation import NextGenerationPolicy
 from tcg_flatpolicy.puffer.play import Greedy, TopK
 from tcg_flatpolicy.puffer.policy import FlatPolicy, Policy, RecurrentPolicy
@@ -16,8 +18,12 @@ __all__ = [
     "Policy",
     "RecurrentPolicy",
     "TopK",
+    "WinRate",
     "check_contract",
     "compensated",
+    "config",
+    "play_games",
     "restore_trainer",
+    "trainer",
     "trainer_state",
 ]
