@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         FlatPolicy,
         Greedy,
         Policy,
+        RandomLegal,
         RecurrentPolicy,
         TopK,
         WinRate,
@@ -48,6 +49,7 @@ __all__ = [
     "OneOf",
     "Policy",
     "Primary",
+    "RandomLegal",
     "RecurrentPolicy",
     "Role",
     "TopK",
@@ -60,7 +62,7 @@ __all__ = [
 ]
 
 _PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK", "WinRate"}
-_PUFFER |= {"config", "play_games", "trainer"}
+_PUFFER |= {"RandomLegal", "config", "play_games", "trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -358,7 +358,7 @@ def test_codes_and_explanations(verify: Any) -> None:
             ],
             "--policy flat reads the list from observations: name where it is with --layout",
         ),
-        (["mygame:make", "--policy", "mygame.py"], "is a file or folder; `train` trains on ess"),
+        (["mygame:make", "--policy", "mygame.py"], "mygame.py cannot be read as a checkpoint"),
         (["essence_wars", "--policy", "mygame.py"], "cannot be read as a checkpoint"),
         (["mygame:make", "--spec", "mygame:LAYOUT"], "is of type LegalLayout, not ActionSpec"),
         (["mygame:make", "--layout", "mygame:none"], "--layout mygame:none(env) failed"),

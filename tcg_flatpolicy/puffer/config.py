@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from tcg_flatpolicy.puffer.contract import MISSING_PUFFERLIB
 
 DEFAULTS: dict[str, Any] = {
@@ -120,26 +122,28 @@ def trainer(
         from pufferlib.pufferl import PuffeRL
     except ImportError as error:
         raise ImportError(MISSING_PUFFERLIB) from error
-    import torch
-
     device = torch.device(config["device"]).type
     autocast = torch.is_autocast_enabled(device)
-    made = None
+    made, closed = None, False
     try:
         made = PuffeRL(dict(config), vecenv, policy, logger)
         made.last_log_time -= 1.0
         yield made
-        made.close()
+        # Under torchrun only rank 0 has the checkpoint that close() writes.
+        if not torch.distributed.is_initialized() or not torch.distributed.get_rank():
+            closed = True
+            made.close()
     finally:
         torch.set_autocast_enabled(device, autocast)
         if made is not None:
             made.utilization.stop()
-        close_vecenv(vecenv)
+        close_vecenv(vecenv, closed)
 
 
-def close_vecenv(vecenv: Any) -> None:
-    """Closes a vector environment, and ends its worker processes if it has any."""
-    vecenv.close()
+def close_vecenv(vecenv: Any, closed: bool = False) -> None:
+    """Closes a vector environment, unless it is, and ends its worker processes if it has any."""
+    if not closed:
+        vecenv.close()
     for process in getattr(vecenv, "processes", ()):
         process.kill()
         process.join()
