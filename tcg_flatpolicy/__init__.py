@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tcg_flatpolicy import encoders
+from tcg_flatpolicy import adapters, encoders
 from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import LegalCategorical
 from tcg_flatpolicy.encoders import Encoding, FieldEncoder
@@ -55,6 +55,7 @@ __all__ = [
     "TopK",
     "TupleScorer",
     "WinRate",
+    "adapters",
     "config",
     "encoders",
     "play_games",

@@ -327,7 +327,7 @@ def test_codes_and_explanations(verify: Any) -> None:
     ("arguments", "complaint"),
     [
         ([], "verify needs an environment: module:factory, such as mygame:make, or essence_wars"),
-        (["mygame"], "'mygame' must be module:name"),
+        (["mygame"], "no game is named 'mygame'"),
         (["mygame:"], "'mygame:' must be module:name"),
         (["nogame:make"], "no module 'nogame', neither in the current directory nor installed"),
         (["my.game:make"], "no module 'my'"),
