@@ -30,10 +30,10 @@ from pufferlib import vector
 from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.adapters.spiel import SpielGames
-from tcg_flatpolicy.app.evaluate import wilson_interval
 from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.games import dou_dizhu
+from tcg_flatpolicy.games.spiel import SpielGames
+from tcg_flatpolicy.puffer.games import wilson_interval
 
 OURS, THEIRS = "FlatPolicy, tuples", "MaskablePPO, ids"
 GAMES, SLOTS = 600, 100

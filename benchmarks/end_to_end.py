@@ -37,8 +37,9 @@ from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.games.essence_wars import SPEC, EssenceWars, EssenceWarsEncoder
 
 OURS, THEIRS = "FlatPolicy", "unmasked heads"
+GAMES = 256
 SETTINGS = Settings(
-    num_games=256,
+    num_games=GAMES,
     bptt_horizon=32,
     minibatch_size=2048,
     update_epochs=3,
@@ -101,14 +102,16 @@ def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
     for name, illegal in ((OURS, "raise"), (THEIRS, "random")):
         vecenv = vector.make(
             EssenceWars,
-            env_kwargs={"num_games": SETTINGS.num_games, "illegal": illegal},
+            env_kwargs={"num_games": GAMES, "illegal": illegal},
             backend=vector.Serial,
             num_envs=1,
             seed=SETTINGS.seed,
         )
         policy = make_policies(vecenv.driver_env.legal_layout)[name]
         with quiet():
-            trainers[name] = PuffeRL(SETTINGS.trainer_config("cpu", folder / name), vecenv, policy)
+            trainers[name] = PuffeRL(
+                SETTINGS.trainer_config(vecenv, "cpu", folder / name), vecenv, policy
+            )
         trainers[name].profile.frequency = 1  # its own clock looks at every fifth epoch only
 
     times: dict[tuple[str, str], list[float]] = {}
@@ -150,7 +153,9 @@ def train_in_turn(seconds: float, folder: Path) -> tuple[str, dict[str, Any]]:
         if phase == "total":
             target, met = f"≥ {TARGET}", "yes" if ratio.median >= TARGET else "NO"
         lines.append([phase, target, measure.number(ratio.median), ratio.spread, met])
-        speeds = {n: measure.figure(SETTINGS.batch_size / taken[n, phase]) for n in trainers}
+        speeds = {
+            n: measure.figure(GAMES * SETTINGS.bptt_horizon / taken[n, phase]) for n in trainers
+        }
         figures[phase] = {"ratio": ratio._asdict()} | {n: s._asdict() for n, s in speeds.items()}
     body = f"Steps per second of {OURS}, as a share of those of {THEIRS}, {rounds} rounds:\n\n"
     body += measure.table(["", "target", "ratio", "middle 80%", "met"], lines)
@@ -186,10 +191,10 @@ def _phases(trainer: PuffeRL, before: dict[str, float]) -> dict[str, float]:
 
 def record(batches: int) -> tuple[fp.LegalLayout, list[Tensor]]:
     """Observations of random legal play, (num_games, nbytes) a step, of games well under way."""
-    env = EssenceWars(SETTINGS.num_games, seed=SETTINGS.seed)
+    env = EssenceWars(GAMES, seed=SETTINGS.seed)
     env.reset(SETTINGS.seed)
     rng = np.random.default_rng(SETTINGS.seed)
-    rows = np.arange(SETTINGS.num_games)
+    rows = np.arange(GAMES)
     kept = []
     for step in range(100 + batches):
         records = env.observations.view(env.observation_dtype)[:, 0]
@@ -202,7 +207,7 @@ def record(batches: int) -> tuple[fp.LegalLayout, list[Tensor]]:
 
 def on_stored_states(seconds: float) -> tuple[str, dict[str, Any]]:
     """Both policies on the same states, part by part."""
-    layout, rollout = record(4 * SETTINGS.minibatch_size // SETTINGS.num_games)
+    layout, rollout = record(4 * SETTINGS.minibatch_size // GAMES)
     update = list(torch.cat(rollout).split(SETTINGS.minibatch_size))
     policies = make_policies(layout)
     encoder = policies[OURS].encoder
@@ -228,7 +233,7 @@ def on_stored_states(seconds: float) -> tuple[str, dict[str, Any]]:
 
     # In seconds a step of the environment: rollout once, update update_epochs times.
     a_step = {
-        part: t / SETTINGS.num_games
+        part: t / GAMES
         if "rollout" in part
         else t * SETTINGS.update_epochs / SETTINGS.minibatch_size
         for part, t in times.items()

@@ -49,7 +49,9 @@ from tcg_flatpolicy.puffer import Greedy
 
 FIXED, RANDOM, COUPLED = "fixed decks", "random decks", "coupled"
 TASKS = (FIXED, RANDOM, COUPLED)
-DECKS = {FIXED: (Settings.deck1, Settings.deck2), RANDOM: ("random", "random")}
+DECKS = {FIXED: ("artificer_tokens", "broodmother_pack"), RANDOM: ("random", "random")}
+GAMES = 256
+"""Played at the same time while training."""
 
 EVAL_SEED = 1_000_000
 """Added to a run's seed: other games and states than those trained on."""
@@ -113,7 +115,9 @@ class Run:
             raise ValueError(
                 f"steps={self.steps} is less than one rollout of {self.head}, {game_ppo.ROLLOUT}"
             )
-        _ = self.settings  # which raises for less than one rollout of theirs
+        rollout = GAMES * self.settings.bptt_horizon
+        if self.steps < rollout:
+            raise ValueError(f"steps={self.steps} is less than one rollout, {rollout}")
         if self.eval_games < 0:
             raise ValueError(f"eval_games must not be negative, got {self.eval_games}")
         if self.task != COUPLED and self.eval_games and self.slots < min(self.eval_games, 10):
@@ -333,11 +337,11 @@ def _train_head(run: Run, recorder: _Recorder) -> dict[str, Any]:
 
     settings = run.settings
     torch.manual_seed(run.seed)
-    kwargs: dict[str, Any] = {"num_agents": settings.num_games, "illegal": run.illegal}
+    kwargs: dict[str, Any] = {"num_agents": GAMES, "illegal": run.illegal}
     kind: Any = CoupledGame
     if run.task != COUPLED:
         deck1, deck2 = DECKS[run.task]
-        kwargs = {"num_games": settings.num_games, "deck1": deck1, "deck2": deck2}
+        kwargs = {"num_games": GAMES, "deck1": deck1, "deck2": deck2}
         kwargs["illegal"] = run.illegal
         kind = Game
     vecenv = vector.make(kind, env_kwargs=kwargs, backend=vector.Serial, num_envs=1, seed=run.seed)
@@ -348,7 +352,7 @@ def _train_head(run: Run, recorder: _Recorder) -> dict[str, Any]:
     names = ("got", "best") if run.task == COUPLED else ("win",)
     with tempfile.TemporaryDirectory() as scratch:
         with quiet():
-            trainer = PuffeRL(settings.trainer_config("cpu", Path(scratch)), vecenv, policy)
+            trainer = PuffeRL(settings.trainer_config(vecenv, "cpu", Path(scratch)), vecenv, policy)
         try:
             while trainer.epoch < trainer.total_epochs:
                 # The trainer empties its stats when it logs, which is not after every rollout.

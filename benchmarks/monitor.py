@@ -30,7 +30,8 @@ from tcg_flatpolicy.games.essence_wars import EssenceWars
 from tcg_flatpolicy.verify.monitor import LegalityMonitor
 
 WITH, WITHOUT = "with the monitor", "without"
-SETTINGS = Settings(total_steps=10**9)
+GAMES = 256
+SETTINGS = Settings(num_games=GAMES, total_steps=10**9)
 TARGET = 0.95
 STATES = 64
 
@@ -54,7 +55,7 @@ class Replay:
 def make_vecenv() -> Any:
     return vector.make(
         EssenceWars,
-        env_kwargs={"num_games": SETTINGS.num_games},
+        env_kwargs={"num_games": GAMES},
         backend=vector.Serial,
         num_envs=1,
         seed=SETTINGS.seed,
@@ -76,7 +77,9 @@ def train_in_turn(
         if name == WITH:
             vecenv = monitor = LegalityMonitor(vecenv)
         with quiet():
-            trainers[name] = PuffeRL(SETTINGS.trainer_config("cpu", folder / name), vecenv, policy)
+            trainers[name] = PuffeRL(
+                SETTINGS.trainer_config(vecenv, "cpu", folder / name), vecenv, policy
+            )
     times: dict[tuple[str, str], list[float]] = {}
     order = list(trainers)
     end = time.perf_counter() + seconds
@@ -105,7 +108,7 @@ def train_in_turn(
 
 def by_itself(seconds: float) -> measure.Times:
     """(rounds,) seconds of the processor that the monitor takes for a state of all games."""
-    env = EssenceWars(SETTINGS.num_games, seed=SETTINGS.seed)
+    env = EssenceWars(GAMES, seed=SETTINGS.seed)
     env.reset(SETTINGS.seed)
     rng = np.random.default_rng(SETTINGS.seed)
     states, actions = [], []
@@ -151,7 +154,7 @@ def main() -> None:
             target, met = f"≥ {TARGET}", "yes" if ratio.median >= TARGET else "NO"
         lines.append([phase, target, measure.number(ratio.median), ratio.spread, met])
         figures[phase] = {"ratio": ratio._asdict()} | {
-            name: measure.figure(SETTINGS.batch_size / taken[name, phase])._asdict()
+            name: measure.figure(GAMES * SETTINGS.bptt_horizon / taken[name, phase])._asdict()
             for name in (WITH, WITHOUT)
         }
     epoch = float(np.median(taken[WITHOUT, "total"]))
@@ -162,7 +165,7 @@ def main() -> None:
         f"{WITHOUT}, {rounds} rounds:\n\n"
         + measure.table(["", "target", "ratio", "middle 80%", "met"], lines)
         + f"\nBy itself it takes {1e6 * alone.median:.0f} µs of the processor (middle 80%: "
-        f"{1e6 * alone.low:.0f} to {1e6 * alone.high:.0f}) for a state of {SETTINGS.num_games} "
+        f"{1e6 * alone.low:.0f} to {1e6 * alone.high:.0f}) for a state of {GAMES} "
         f"games, which is {share:.1f}% of a training run's time.\n\n"
         f"It checked {monitor.counts.sent:,} actions; {monitor.counts.illegal} were illegal.\n"
     )

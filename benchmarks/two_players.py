@@ -225,7 +225,7 @@ def train(kind: Any, epochs: list[int], folder: Path, games: int) -> tuple[list[
     )
     policy = make_policy(SETTINGS, vecenv.driver_env)
     with quiet():
-        trainer = PuffeRL(SETTINGS.trainer_config("cpu", folder), vecenv, policy)
+        trainer = PuffeRL(SETTINGS.trainer_config(vecenv, "cpu", folder), vecenv, policy)
     found = []
     for epoch in range(epochs[-1] + 1):
         with quiet():
@@ -306,7 +306,7 @@ train`, on states of the game: its encoder works for the waiting rows too, since
 """
 
 NOTES_NUMBERS = f"""\
-One rollout of {GAMES} games, {SETTINGS.batch_size} rows, half of them with a list.
+One rollout of {GAMES} games, {2 * GAMES * SETTINGS.bptt_horizon} rows, half of them with a list.
 "/ that of decisions alone" is the norm of the gradient of the trainer's mean over all rows over
 that of the mean over the rows with a list, advantages normalised among these: 0.5 is the share of
 rows, which Adam does not see.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch._dynamo
 from pufferlib import vector
-from pufferlib.pufferl import PuffeRL
 
+import tcg_flatpolicy as fp
 from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.app.train import make_policy
 from tcg_flatpolicy.games.essence_wars import EssenceWars
@@ -20,11 +20,10 @@ torch._dynamo.config.capture_dynamic_output_shape_ops = True
 settings = Settings(total_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
 vecenv = vector.make(EssenceWars, backend=vector.Serial)
 policy = make_policy(settings, vecenv.driver_env)
-config = settings.trainer_config("cpu", Path("runs/compiled"))
-trainer = PuffeRL({**config, "compile": True, "compile_fullgraph": True}, vecenv, policy)
-while trainer.global_step < settings.total_steps:
-    trainer.evaluate()
-    trainer.train()
+config = settings.trainer_config(vecenv, "cpu", Path("runs/compiled"))
+with fp.trainer({**config, "compile": True}, vecenv, policy) as trainer:
+    while trainer.global_step < settings.total_steps:
+        trainer.evaluate()
+        trainer.train()
 played = f"{trainer.global_step} steps, {vecenv.driver_env.illegal_actions} illegal actions"
-trainer.close()
 print(played)

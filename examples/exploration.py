@@ -7,13 +7,11 @@ learning rate falls over all steps of the run, so train for the same number of s
 delete that file.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 
 import torch
 from pufferlib import vector
-from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.app.evaluate import play
@@ -26,8 +24,8 @@ from tcg_flatpolicy.puffer import restore_trainer, trainer_state
 settings = Settings(total_steps=int(sys.argv[1]) if len(sys.argv) > 1 else 500_000)
 vecenv = vector.make(EssenceWars, env_kwargs={"record": True}, backend=vector.Serial)
 policy, saved = make_policy(settings, vecenv.driver_env), Path("exploration.pt")
-config = settings.trainer_config("cpu", Path("runs/exploration"))
-with contextlib.closing(PuffeRL(config, vecenv, policy)) as trainer:
+config = settings.trainer_config(vecenv, "cpu", Path("runs/exploration"))
+with fp.trainer(config, vecenv, policy) as trainer:
     if saved.exists():
         restore_trainer(trainer, torch.load(saved, weights_only=True))
     while trainer.global_step < settings.total_steps:

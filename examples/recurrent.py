@@ -7,17 +7,13 @@ Either trains for 100,000 steps and says how many illegal actions it played.
 """
 
 import sys
-from pathlib import Path
 
 import pufferlib.models
 from pufferlib import vector
-from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.games.essence_wars import EssenceWars, EssenceWarsEncoder
 
-settings = Settings(recurrent=True, total_steps=100_000)  # batch_size is agents * horizon
 vecenv = vector.make(EssenceWars, backend=vector.Serial)
 env = vecenv.driver_env
 encoder = EssenceWarsEncoder(env.legal_layout)
@@ -26,9 +22,9 @@ if "stock" in sys.argv:
     policy = pufferlib.models.LSTMWrapper(env, policy, policy.hidden_size, policy.hidden_size)
 else:
     policy = fp.RecurrentPolicy(env, encoder=encoder)
-trainer = PuffeRL(settings.trainer_config("cpu", Path("runs/recurrent")), vecenv, policy)
-while trainer.global_step < settings.total_steps:
-    trainer.evaluate()
-    trainer.train()
+config = fp.config(vecenv, use_rnn=True, total_timesteps=100_000, data_dir="runs/recurrent")
+with fp.trainer(config, vecenv, policy) as trainer:  # batch_size is agents * horizon
+    while trainer.global_step < config["total_timesteps"]:
+        trainer.evaluate()
+        trainer.train()
 print(f"{env.illegal_actions} illegal actions in {trainer.global_step} steps")
-trainer.utilization.stop()

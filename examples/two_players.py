@@ -8,9 +8,8 @@ In each state one of the two waits: its list is empty, and it plays the no-op.
 from pathlib import Path
 
 from pufferlib import vector
-from pufferlib.pufferl import PuffeRL
 
-from tcg_flatpolicy.app.evaluate import play
+import tcg_flatpolicy as fp
 from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.app.train import make_policy
 from tcg_flatpolicy.games.essence_wars import EssenceWars
@@ -20,11 +19,11 @@ STEPS = 500_000  # rows; a game's action is two
 settings = Settings(two_players=True, num_games=128, total_steps=STEPS)
 vecenv = vector.make(EssenceWarsTwoPlayers, env_kwargs={"num_games": 128}, backend=vector.Serial)
 policy = make_policy(settings, vecenv.driver_env)
-config = settings.trainer_config("cpu", Path("runs/two_players"))
-trainer = PuffeRL(config, vecenv, policy)
-while trainer.global_step < STEPS:
-    trainer.evaluate()
-    trainer.train()
-trainer.close()
+config = settings.trainer_config(vecenv, "cpu", Path("runs/two_players"))
+with fp.trainer(config, vecenv, policy) as trainer:
+    while trainer.global_step < STEPS:
+        trainer.evaluate()
+        trainer.train()
 print(f"{vecenv.driver_env.illegal_actions} illegal actions")
-print("against the built-in opponent, which it never met:", play(policy, EssenceWars(100), 500, 0))
+won = fp.play_games(policy, EssenceWars(100), 500)
+print(f"against the built-in opponent, which it never met: {won}")

@@ -8,8 +8,8 @@ PufferLib's Multiprocessing waits for ever for a worker that raises: try yours w
 from pathlib import Path
 
 from pufferlib import vector
-from pufferlib.pufferl import PuffeRL
 
+import tcg_flatpolicy as fp
 from tcg_flatpolicy.app.settings import Settings
 from tcg_flatpolicy.app.train import make_policy
 from tcg_flatpolicy.games.essence_wars import EssenceWars
@@ -21,10 +21,9 @@ if __name__ == "__main__":  # workers import this file
     vecenv = vector.make(EssenceWars, env_kwargs=games, backend=kind, num_envs=2, num_workers=2)
     vecenv = LegalityMonitor(vecenv)  # raises at the first action that is not in the list shown
     policy = make_policy(settings, vecenv.driver_env)
-    trainer = PuffeRL(settings.trainer_config("cpu", Path("runs/workers")), vecenv, policy)
-    while trainer.global_step < settings.total_steps:
-        trainer.evaluate()
-        trainer.train()
-    print(vecenv.report())
-    trainer.utilization.stop()
-    vecenv.close()
+    config = settings.trainer_config(vecenv, "cpu", Path("runs/workers"))
+    with fp.trainer(config, vecenv, policy) as trainer:
+        while trainer.global_step < settings.total_steps:
+            trainer.evaluate()
+            trainer.train()
+        print(vecenv.report())

@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tcg_flatpolicy import encoders
+from tcg_flatpolicy import adapters, encoders
 from tcg_flatpolicy._moved import OldModules
 from tcg_flatpolicy.actor_critic import ActorCritic, Decided
 from tcg_flatpolicy.distribution import LegalCategorical
@@ -19,7 +19,18 @@ from tcg_flatpolicy.spec import ActionSpec, Primary
 from tcg_flatpolicy.table import Lookup
 
 if TYPE_CHECKING:
-    from tcg_flatpolicy.puffer import FlatPolicy, Greedy, Policy, RecurrentPolicy, TopK
+    from tcg_flatpolicy.puffer import (
+        FlatPolicy,
+        Greedy,
+        Policy,
+        RandomLegal,
+        RecurrentPolicy,
+        TopK,
+        WinRate,
+        config,
+        play_games,
+        trainer,
+    )
 
 __all__ = [
     "HEADS",
@@ -45,16 +56,23 @@ __all__ = [
     "OneOf",
     "Policy",
     "Primary",
+    "RandomLegal",
     "RecurrentPolicy",
     "Role",
     "TopK",
     "TupleScorer",
+    "WinRate",
+    "adapters",
+    "config",
     "encoders",
+    "play_games",
+    "trainer",
 ]
 
 sys.meta_path.append(OldModules())
 
-_PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK"}
+_PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK", "WinRate"}
+_PUFFER |= {"RandomLegal", "config", "play_games", "trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,13 +15,13 @@ MOVED = {
     "envs.essence_wars": [_GAME, f"{_GAME}.engine", f"{_GAME}.environment", f"{_GAME}.encoder"],
     "envs.parallel": [f"{_GAME}.parallel"],
     "envs.two_players": [f"{_GAME}.two_players"],
-    "evaluate": ["app.evaluate"],
+    "evaluate": ["puffer.games", "app.evaluate"],
     "heads.sequential": ["sequential"],
     "policy": ["puffer", "encoders"],
     "puffer_next": ["puffer.next_generation"],
     "resume": ["puffer.trainer_state"],
     "run_folder": ["provenance", "app.run_folder"],
-    "train": ["app.settings", "app.train"],
+    "train": ["app.settings", "app.engine", "app.train"],
 }
 """Where the names of each are looked up, in this order."""
 

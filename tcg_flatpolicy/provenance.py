@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
@@ -22,6 +23,11 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        words = f"the disk is full, and {path} was not written (what it held before is whole)"
+        raise OSError(errno.ENOSPC, f"{words}; make room, and go on from there") from error
     finally:
         temporary.unlink(missing_ok=True)
 

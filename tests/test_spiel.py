@@ -11,8 +11,8 @@ import torch
 pyspiel = pytest.importorskip("pyspiel", reason="open_spiel is not installed")
 
 import tcg_flatpolicy as fp  # noqa: E402
-from tcg_flatpolicy.adapters.spiel import SpielGames, from_spiel, tuples_of  # noqa: E402
 from tcg_flatpolicy.games import dou_dizhu  # noqa: E402
+from tcg_flatpolicy.games.spiel import SpielGames, tuples_of  # noqa: E402
 
 
 def at_random(env: SpielGames, rng: np.random.Generator) -> Any:
@@ -24,7 +24,7 @@ def at_random(env: SpielGames, rng: np.random.Generator) -> Any:
 
 @pytest.mark.parametrize("game", ["kuhn_poker", "leduc_poker", "tic_tac_toe", "liars_dice"])
 def test_rows_list_what_the_engine_lists_and_get_what_it_pays(game: str) -> None:
-    env = from_spiel(game, opponents=None, num_games=5)
+    env = SpielGames(game, opponents=None, num_games=5)
     assert env.agents_per_game == 2
     rng = np.random.default_rng(0)
     env.reset(3)
@@ -54,7 +54,7 @@ def test_rows_list_what_the_engine_lists_and_get_what_it_pays(game: str) -> None
 
 
 def test_one_learner_is_always_to_move() -> None:
-    env = from_spiel("leduc_poker", num_games=40, seed=1)
+    env = SpielGames("leduc_poker", num_games=40, seed=1)
     rng = np.random.default_rng(0)
     env.reset(1)
     seats = set()
@@ -65,14 +65,14 @@ def test_one_learner_is_always_to_move() -> None:
         seats |= set(records["seat"].tolist())
         env.step(at_random(env, rng))
     assert seats == {0, 1}
-    fixed = from_spiel("leduc_poker", seat=1, num_games=4)
+    fixed = SpielGames("leduc_poker", seat=1, num_games=4)
     fixed.reset(1)
     assert set(fixed.observations.view(fixed.observation_dtype)["seat"].ravel()) == {1}
 
 
 def test_a_seed_gives_the_same_games() -> None:
     def run() -> list[Any]:
-        env = from_spiel("leduc_poker", num_games=6)
+        env = SpielGames("leduc_poker", num_games=6)
         rng = np.random.default_rng(2)
         env.reset(7)
         return [
@@ -86,7 +86,7 @@ def test_a_seed_gives_the_same_games() -> None:
 
 def test_chance_is_as_the_game_says() -> None:
     """Kuhn poker's two cards: six deals, equally likely; a chi-square of 6,000."""
-    env = from_spiel("kuhn_poker", opponents=None, num_games=6000)
+    env = SpielGames("kuhn_poker", opponents=None, num_games=6000)
     env.reset(5)
     deals = [tuple(one.state.history()) for one in env._games]
     kinds, counts = np.unique(deals, axis=0, return_counts=True)
@@ -103,17 +103,17 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="tuples of 1 values, and the spec's have 2"):
         tuples_of([[0], [1], [2]], 3, spec)
     with pytest.raises(TypeError, match="give both or none"):
-        from_spiel("kuhn_poker", spec=spec)
+        SpielGames("kuhn_poker", spec=spec)
     with pytest.raises(TypeError, match="players move at the same time"):
-        from_spiel("matrix_rps")
+        SpielGames("matrix_rps")
     with pytest.raises(ValueError, match=r"seat=2: it is one of 0\.\.1"):
-        from_spiel("kuhn_poker", seat=2)
+        SpielGames("kuhn_poker", seat=2)
     with pytest.raises(ValueError, match="num_games must be at least 1"):
-        from_spiel("kuhn_poker", num_games=0)
-    small = from_spiel("tic_tac_toe", room=5)
+        SpielGames("kuhn_poker", num_games=0)
+    small = SpielGames("tic_tac_toe", room=5)
     with pytest.raises(ValueError, match=r"has \d legal actions.*room=\d or more"):
         small.reset(0)
-    env = from_spiel("leduc_poker", num_games=2)
+    env = SpielGames("leduc_poker", num_games=2)
     env.reset(0)
     with pytest.raises(ValueError, match=r"row 0: \(7,\) is not legal"):
         env.step(np.array([[7], [1]]))
@@ -121,7 +121,7 @@ def test_what_is_refused() -> None:
 
 def test_to_tuple_may_be_a_function() -> None:
     spec = fp.ActionSpec([fp.Primary(f"row {k}", fp.Index("column", 3)) for k in range(3)])
-    env = from_spiel("tic_tac_toe", spec=spec, to_tuple=lambda k: divmod(k, 3), opponents=None)
+    env = SpielGames("tic_tac_toe", spec=spec, to_tuple=lambda k: divmod(k, 3), opponents=None)
     rng = np.random.default_rng(0)
     env.reset(0)
     for _ in range(30):

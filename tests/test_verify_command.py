@@ -327,7 +327,7 @@ def test_codes_and_explanations(verify: Any) -> None:
     ("arguments", "complaint"),
     [
         ([], "verify needs an environment: module:factory, such as mygame:make, or essence_wars"),
-        (["mygame"], "'mygame' must be module:name"),
+        (["mygame"], "no game is named 'mygame'"),
         (["mygame:"], "'mygame:' must be module:name"),
         (["nogame:make"], "no module 'nogame', neither in the current directory nor installed"),
         (["my.game:make"], "no module 'my'"),
@@ -358,7 +358,7 @@ def test_codes_and_explanations(verify: Any) -> None:
             ],
             "--policy flat reads the list from observations: name where it is with --layout",
         ),
-        (["mygame:make", "--policy", "mygame.py"], "is a file or folder; `train` trains on ess"),
+        (["mygame:make", "--policy", "mygame.py"], "mygame.py cannot be read as a checkpoint"),
         (["essence_wars", "--policy", "mygame.py"], "cannot be read as a checkpoint"),
         (["mygame:make", "--spec", "mygame:LAYOUT"], "is of type LegalLayout, not ActionSpec"),
         (["mygame:make", "--layout", "mygame:none"], "--layout mygame:none(env) failed"),

@@ -1,295 +1,143 @@
-"""OpenSpiel's games as a native PufferLib environment with a legal list (package ``open_spiel``).
-
-Shapes: R rows, H values in a tuple, n action ids of the game.
-"""
+"""OpenSpiel's games with sequential moves, as a Gymnasium environment of one player."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
-import pufferlib
-import pyspiel
-import torch
+from gymnasium import spaces
 
-from tcg_flatpolicy.layout import LegalLayout
-from tcg_flatpolicy.legal import LegalActions
+from tcg_flatpolicy.adapters.rows import Ids, Rows, ToTuple
 from tcg_flatpolicy.spec import ActionSpec
 
 Opponent = Callable[[Any, np.random.Generator], int]
-"""A state in which its player is to move, and a generator -> an action id of the game."""
+"""(state, generator) -> one of state.legal_actions()."""
 
 
-def play_at_random(state: Any, rng: np.random.Generator) -> int:
-    """A legal action, each as likely as the others."""
-    legal = state.legal_actions()
-    return int(legal[rng.integers(len(legal))])
+def random_opponent(state: Any, rng: np.random.Generator) -> int:
+    """A uniformly drawn legal action."""
+    return int(rng.choice(state.legal_actions()))
 
 
-class SpielGames(pufferlib.PufferEnv):  # type: ignore[misc]
-    """Many games of an OpenSpiel game in one process.
-
-    A row is a game seen by the player that learns, whose turn it always is; or, with
-    ``opponents=None``, one player of a game, with an empty list while another is to move: the rows
-    of game g are ``g * players`` and those that follow. A new game starts in the step that ends
-    one. The reward is what the game pays that player in that step.
-
-    An observation has the fields ``tensor`` (the game's information state where it has one, else
-    its observation, float32), ``seat`` (of the row's player), ``n_legal`` and ``legal``.
-
-    When games end, `step` returns one info: lists with an entry a finished game and learning
-    player, ``episode_return``, ``win`` (a return above 0), ``seat`` and ``episode_length`` (moves
-    of all players).
-
-    Args:
-        game: the game or its name, such as "leduc_poker" or "dou_dizhu".
-        spec: what tuples mean; without one a tuple is the id alone.
-        to_tuple: (n, H) integers, the tuple of each id, or a function of the id that gives it.
-        opponents: how the players that do not learn choose; None if all players learn.
-        seat: the player that learns; drawn for each game if left out.
-        num_games: number of games played at the same time.
-        room: for legal tuples in an observation; the number of ids at most.
-        seed: random seed of chance, seats and opponents; `reset(seed)` sets a new one.
-        buf: PufferLib's shared buffers.
-
-    Raises:
-        TypeError: a game in which players move at the same time, or only one of spec and to_tuple.
-        ValueError: an argument out of its range, two ids with the same tuple, or a tuple that is
-            not within the spec; both are named.
-    """
+class SpielEnv(gymnasium.Env[Any, Any]):
+    """What :func:`from_spiel` returns; ``game`` and ``state`` are OpenSpiel's."""
 
     def __init__(
         self,
         game: Any,
-        spec: ActionSpec | None = None,
-        to_tuple: npt.ArrayLike | Callable[[int], Sequence[int]] | None = None,
-        opponents: Opponent | None = play_at_random,
-        seat: int | None = None,
-        num_games: int = 64,
-        room: int = 512,
-        seed: int = 0,
-        buf: dict[str, Any] | None = None,
+        spec: ActionSpec | None,
+        to_tuple: ToTuple | None,
+        opponents: Opponent,
+        seat: int | None,
+        max_legal: int | None,
     ) -> None:
-        self.game = pyspiel.load_game(game) if isinstance(game, str) else game
-        kind, self.players = self.game.get_type(), self.game.num_players()
-        if kind.dynamics != pyspiel.GameType.Dynamics.SEQUENTIAL:
-            raise TypeError(
-                f"in {kind.short_name} players move at the same time: load it as a turn-based game"
-            )
-        if num_games < 1:
-            raise ValueError(f"num_games must be at least 1, got {num_games}")
-        if seat is not None and (opponents is None or not 0 <= seat < self.players):
-            raise ValueError(
-                f"seat={seat}: it is one of 0..{self.players - 1}, of a game in which the others "
-                "are opponents"
-            )
-        ids = int(self.game.num_distinct_actions())
-        if (spec is None) != (to_tuple is None):
-            raise TypeError("spec and to_tuple say together what an id means: give both or none")
-        self.action_spec = ActionSpec.from_nvec([ids]) if spec is None else spec
-        self._tuples = tuples_of(
-            np.arange(ids) if to_tuple is None else to_tuple, ids, self.action_spec
+        self.game, self._opponents, self._seat = game, opponents, seat
+        self.state: Any = None
+        self._ids = Ids(game.num_distinct_actions(), spec, to_tuple)
+        self.action_spec = self._ids.spec
+        told = game.get_type()
+        self._private = told.provides_information_state_tensor
+        if not self._private and not told.provides_observation_tensor:
+            raise ValueError(f"{told.short_name} provides no tensor to see a state by")
+        size = (
+            game.information_state_tensor_size()
+            if self._private
+            else game.observation_tensor_size()
         )
-        self._ids = {one.tobytes(): k for k, one in enumerate(self._tuples)}
-        self._informed = kind.provides_information_state_tensor
-        shape = (
-            self.game.information_state_tensor_shape()
-            if self._informed
-            else self.game.observation_tensor_shape()
-        )
-        small = np.min_scalar_type(int(self._tuples.max()))
-        self.observation_dtype = np.dtype(
-            [
-                ("tensor", np.float32, (int(np.prod(shape)),)),
-                ("legal", small, (min(room, ids), self._tuples.shape[1])),
-                ("n_legal", np.uint16 if room < 2**16 else np.uint32),
-                ("seat", np.uint8),
-            ]
-        )
-        self.legal_layout = LegalLayout.from_dtype(
-            self.observation_dtype, count="n_legal", actions="legal", spec=self.action_spec
-        )
-        self.opponents, self.seat = opponents, seat
-        self.agents_per_game = self.players if opponents is None else 1
-        self.num_agents = num_games * self.agents_per_game
-        size = self.observation_dtype.itemsize
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, (size,), np.uint8)
-        self.single_action_space = self.action_spec.action_space
-        super().__init__(buf)
-        self._records = self.observations.view(self.observation_dtype)[:, 0]
-        self._rng = np.random.default_rng(seed)
-        self._games: list[_Game] = [_Game(self, None) for _ in range(num_games)]
-        self.illegal_actions = 0
+        seen: dict[str, spaces.Space[Any]] = {
+            "state": spaces.Box(-np.inf, np.inf, (size,), np.float32),
+            "seat": spaces.Box(0, 255, (1,), np.uint8),
+        }
+        room = max_legal or game.num_distinct_actions()
+        self._rows = Rows(spaces.Dict(seen), self.action_spec, room)
+        self.observation_space = self._rows.space
+        self.action_space = self.action_spec.action_space
+        self.legal_layout = self._rows.layout
 
-    def reset(self, seed: int | None = None) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-        """Starts all games; ``seed`` seeds the generator, None keeps its state."""
-        if seed is not None:
-            self._rng = np.random.default_rng(seed)
-        self._games = [self._new_game() for _ in self._games]
-        for buffer in (self.rewards, self.terminals, self.truncations):
-            buffer[:] = 0
-        self._observe()
-        return self.observations, []
-
-    def step(self, actions: npt.NDArray[Any]) -> tuple[Any, Any, Any, Any, list[dict[str, Any]]]:
-        """Plays (R, H) integers, a legal tuple of each row that is to move, then the opponents.
-
-        Raises:
-            ValueError: a tuple that is not legal; row and tuple are named.
-        """
-        ended: dict[str, list[float]] = {}
-        self.rewards[:] = 0
-        self.terminals[:] = False
-        for number, game in enumerate(self._games):
-            row = number * self.agents_per_game
-            mover = row + (game.state.current_player() if self.agents_per_game > 1 else 0)
-            sent = np.asarray(actions[mover]).astype(self._tuples.dtype)
-            action = self._ids.get(sent.tobytes())
-            if action is None or action not in game.state.legal_actions():
-                raise ValueError(
-                    f"row {mover}: {tuple(actions[mover].tolist())} is not legal: the list holds "
-                    f"{game.state.legal_actions()[:10]} (ids of the game)"
-                )
-            game.play(action)
-            game.go_on()
-            for k, player in enumerate(game.learners):
-                self.rewards[row + k] = game.paid(player)
-            if game.state.is_terminal():
-                self.terminals[row : row + self.agents_per_game] = True
-                for player in game.learners:
-                    total = game.returns[player]
-                    for key, value in (
-                        ("episode_return", total),
-                        ("win", float(total > 0)),
-                        ("seat", float(player)),
-                        ("episode_length", float(game.moves)),
-                    ):
-                        ended.setdefault(key, []).append(value)
-                self._games[number] = self._new_game()
-        self._observe()
-        return (
-            self.observations,
-            self.rewards,
-            self.terminals,
-            self.truncations,
-            [dict(ended)] if ended else [],
-        )
-
-    def close(self) -> None:
-        """Does nothing: there is nothing to free."""
-
-    def _new_game(self) -> _Game:
-        """A game in which a learner is to move, some opponents having moved."""
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """A new game, up to the first move of the player's; ``seed`` seeds all that is drawn."""
+        super().reset(seed=seed)
         while True:
-            seat = self.seat
-            if self.opponents is not None and seat is None:
-                seat = int(self._rng.integers(self.players))
-            game = _Game(self, seat)
-            game.go_on()
-            if not game.state.is_terminal():
-                return game
+            players = self.game.num_players()
+            drawn = int(self.np_random.integers(players))
+            self._player = drawn if self._seat is None else self._seat
+            self.state = self.game.new_initial_state()
+            self._play_on()
+            if not self.state.is_terminal():  # else the player never moved
+                return self._row(), {}
 
-    def _observe(self) -> None:
-        room = self._records["legal"].shape[1]
-        self._records["n_legal"] = 0
-        self._records["legal"] = 0
-        for number, game in enumerate(self._games):
-            state, row = game.state, number * self.agents_per_game
-            for k, player in enumerate(game.learners):
-                tensor = (
-                    state.information_state_tensor if self._informed else state.observation_tensor
-                )
-                self._records["tensor"][row + k] = tensor(player)
-                self._records["seat"][row + k] = player
-            legal = state.legal_actions()
-            if len(legal) > room:
-                raise ValueError(
-                    f"a state of {self.game} has {len(legal)} legal actions, and there is room for "
-                    f"{room}: pass room={len(legal)} or more"
-                )
-            mover = row + (state.current_player() if self.agents_per_game > 1 else 0)
-            self._records["n_legal"][mover] = len(legal)
-            self._records["legal"][mover, : len(legal)] = self._tuples[legal]
+    def step(self, action: Any) -> Any:
+        """Plays a tuple, and all moves of the others; the reward is the change of the return."""
+        before = self.state.returns()[self._player]
+        self.state.apply_action(self._ids.of(action))
+        self._play_on()
+        reward = self.state.returns()[self._player] - before
+        return self._row(), float(reward), self.state.is_terminal(), False, {}
 
-
-class _Game:
-    """One game: its state, who learns, and what they have been paid."""
-
-    def __init__(self, env: SpielGames, seat: int | None) -> None:
-        self.env = env
-        self.state = env.game.new_initial_state()
-        self.learners = range(env.players) if seat is None else range(seat, seat + 1)
-        self.returns = [0.0] * env.players
-        self._seen = [0.0] * env.players
-        self.moves = 0
-
-    def play(self, action: int) -> None:
-        self.state.apply_action(action)
-        self.moves += 1
-
-    def go_on(self) -> None:
-        """Until a learner is to move or the game is over."""
-        state, rng = self.state, self.env._rng
-        while not state.is_terminal():
+    def _play_on(self) -> None:
+        """Plays chance and the others until the player is to move, or the game is over."""
+        state, rng = self.state, self.np_random
+        while not state.is_terminal() and state.current_player() != self._player:
             if state.is_chance_node():
-                outcomes, chances = zip(*state.chance_outcomes(), strict=True)
-                state.apply_action(outcomes[_drawn(chances, rng)])
-            elif state.current_player() in self.learners:
-                break
+                actions, chances = zip(*state.chance_outcomes(), strict=True)
+                shares = np.array(chances) / sum(chances)
+                state.apply_action(int(rng.choice(actions, p=shares)))
             else:
-                assert self.env.opponents is not None
-                self.play(self.env.opponents(state, rng))
-        self.returns = list(state.returns())
+                state.apply_action(self._opponents(state, rng))
 
-    def paid(self, player: int) -> float:
-        """What the player has been paid since it was last asked."""
-        paid = self.returns[player] - self._seen[player]
-        self._seen[player] = self.returns[player]
-        return paid
+    def _row(self) -> Any:
+        tensor = (
+            self.state.information_state_tensor if self._private else self.state.observation_tensor
+        )
+        over = self.state.is_terminal()
+        legal = [] if over else [self._ids.tuples[i] for i in self.state.legal_actions()]
+        seen = {"state": np.asarray(tensor(self._player), np.float32), "seat": self._player}
+        return self._rows.row(seen, legal)
 
-
-def _drawn(chances: Sequence[float], rng: np.random.Generator) -> int:
-    """A place, by its chance."""
-    running = np.cumsum(chances)
-    return min(
-        int(np.searchsorted(running, rng.random() * running[-1], side="right")), len(running) - 1
-    )
+    def render(self) -> Any:
+        """The state in OpenSpiel's words."""
+        return str(self.state)
 
 
-def tuples_of(
-    to_tuple: npt.ArrayLike | Callable[[int], Sequence[int]], ids: int, spec: ActionSpec
-) -> npt.NDArray[Any]:
-    """(ids, H), the tuple of each id, in the smallest dtype that holds them.
+def from_spiel(
+    game: str | Any,
+    *,
+    spec: ActionSpec | None = None,
+    to_tuple: ToTuple | None = None,
+    opponents: Opponent = random_opponent,
+    seat: int | None = None,
+    max_legal: int | None = None,
+) -> SpielEnv:
+    """A game of OpenSpiel for one player; the others are built in.
+
+    Observations have the fields ``state``, float32, and ``seat``, uint8, beside the list. The
+    reward is the change of the player's return.
+
+    Args:
+        game: its name, such as "dou_dizhu" or "leduc_poker(players=3)", or a pyspiel.Game.
+        spec: what the tuples mean; the action's number as one value, if left out.
+        to_tuple: function of an action's number that gives its tuple; it is checked over all of
+            them that each has another tuple.
+        opponents: function of (state, generator) that chooses an action for the other players.
+        seat: of the player, from 0; None draws one for each game.
+        max_legal: most legal actions in a state; all there are if left out, which makes long rows
+            where there are many.
 
     Raises:
-        ValueError: another number of tuples, one that is not within the spec, or one of two ids.
+        ImportError: OpenSpiel is not installed.
+        ValueError: a game with simultaneous moves or without a tensor, no such seat, or tuples that
+            are outside the spec or not distinct.
     """
-    given = [to_tuple(k) for k in range(ids)] if callable(to_tuple) else to_tuple
-    tuples = np.asarray(given, np.int64).reshape(ids, -1)
-    if tuples.shape[1] != len(spec.nvec):
-        raise ValueError(
-            f"to_tuple gives tuples of {tuples.shape[1]} values, and the spec's have "
-            f"{len(spec.nvec)}"
-        )
-    legal = LegalActions(torch.from_numpy(tuples), torch.ones(ids, dtype=torch.int64))
     try:
-        legal.validate(spec)
-    except ValueError as error:
-        raise ValueError(f"to_tuple, with row for id: {error}") from None
-    order = np.lexsort(tuples.T)
-    again = np.flatnonzero((tuples[order[1:]] == tuples[order[:-1]]).all(1))
-    for k in again[:1]:
-        raise ValueError(
-            f"ids {order[k]} and {order[k + 1]} have the same tuple "
-            f"{tuple(tuples[order[k]].tolist())}, as have {len(again)} in all: the game could not "
-            "tell them apart"
-        )
-    return np.ascontiguousarray(tuples.astype(np.min_scalar_type(int(tuples.max()))))
-
-
-def from_spiel(game: Any, **arguments: Any) -> SpielGames:
-    """`SpielGames` of a game or its name, with the class's arguments."""
-    return SpielGames(game, **arguments)
+        import pyspiel
+    except ImportError as error:
+        raise ImportError("from_spiel needs OpenSpiel: pip install open_spiel") from error
+    loaded = pyspiel.load_game(game) if isinstance(game, str) else game
+    if loaded.get_type().dynamics != pyspiel.GameType.Dynamics.SEQUENTIAL:
+        name = loaded.get_type().short_name
+        raise ValueError(f"{name} has simultaneous moves; take pyspiel.convert_to_turn_based")
+    if seat is not None and not 0 <= seat < loaded.num_players():
+        raise ValueError(f"seat must lie in 0..{loaded.num_players() - 1}, got {seat}")
+    return SpielEnv(loaded, spec, to_tuple, opponents, seat, max_legal)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +89,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: pass a run folder or its {CHECKPOINT}")
     try:
+        # torch.load reads past a flipped byte; the checksums in the file do not.
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                raise ValueError(f"{part} is not what was written")
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and "
-            "plain values"
+            f"plain values ({' '.join(str(error).split())[:100]})"
         ) from error
     if not isinstance(content, dict) or not {"policy", "settings"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of `python -m tcg_flatpolicy train`")
     return content
+
+
+def is_run(name: str | None) -> bool:
+    """Whether it is a run folder or its checkpoint, and not the name of an engine."""
+    return name is not None and ":" not in name and Path(name).exists()
 
 
 def folder_of(run: Path) -> Path:
@@ -110,8 +122,38 @@ def folder_of(run: Path) -> Path:
     return run.parent
 
 
-def draw_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> bool:
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process until the block or the process ends, however it does.
+
+    Raises:
+        FileExistsError: another run that is alive holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # on Windows folders cannot be locked
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FileExistsError(
+            f"{folder} is that of a run that is alive; wait for its end, or name another folder "
+            "with --folder"
+        ) from error
+    finally:
+        os.close(held)
+
+
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> bool:
     """Draws win rate, entropy, KL and steps per second over environment steps, as a PNG.
+
+    Args:
+        path: of the picture.
+        runs: {name: rows of metrics}, a line each.
+        title: of the picture.
 
     Returns:
         False, and draws nothing, for no rows or without matplotlib.
@@ -120,7 +162,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> 
         import matplotlib
     except ImportError:
         return False
-    if not rows:
+    if not any(runs.values()):
         return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -131,10 +173,11 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> 
         ("approx_kl", "KL of an update [nats]", None),
         ("steps_per_second", "environment steps per second", None),
     ]
-    steps = [row["steps"] / 1e6 for row in rows]
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     for axis, (key, label, limits) in zip(axes.flat, panels, strict=True):
-        axis.plot(steps, [row[key] for row in rows], color="#1f5fa8", linewidth=1.3)
+        for name, rows in runs.items():
+            steps, values = [row["steps"] / 1e6 for row in rows], [row[key] for row in rows]
+            axis.plot(steps, values, linewidth=1.3, label=name)
         axis.set_title(label, fontsize=10, loc="left")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -142,6 +185,8 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> 
             axis.set_ylim(bottom=0)
         else:
             axis.set_ylim(*limits)
+    if len(runs) > 1:
+        axes[0, 0].legend(fontsize=8)
     for axis in axes[1]:
         axis.set_xlabel("environment steps [millions]")
     figure.suptitle(title, fontsize=11)

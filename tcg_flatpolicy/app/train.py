@@ -11,8 +11,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,10 +22,19 @@ import torch
 from torch import nn
 
 from tcg_flatpolicy import distributed
+from tcg_flatpolicy.app.engine import (
+    SIGNALS,
+    arguments_of,
+    check_arguments,
+    factory_of,
+    is_own,
+    make_policy,
+    make_vecenv,
+)
 from tcg_flatpolicy.app.evaluate import WinRate, play
-from tcg_flatpolicy.app.load import load
 from tcg_flatpolicy.app.run_folder import (
     CHECKPOINT,
+    claimed,
     draw_curves,
     folder_of,
     read_checkpoint,
@@ -35,18 +44,24 @@ from tcg_flatpolicy.app.run_folder import (
     write_csv,
     write_json,
 )
-from tcg_flatpolicy.app.settings import GAME, Settings, saved_settings
-from tcg_flatpolicy.provenance import provenance
+from tcg_flatpolicy.app.settings import Settings, saved_settings
+from tcg_flatpolicy.provenance import provenance, write_whole
 from tcg_flatpolicy.puffer import (
     Greedy,
     Policy,
-    RecurrentPolicy,
+    RandomLegal,
     TopK,
     check_contract,
+    close_vecenv,
+    play_games,
     restore_trainer,
+    trainer,
     trainer_state,
 )
-from tcg_flatpolicy.wrapping import env_attribute
+from tcg_flatpolicy.puffer.games import agents_per_game
+from tcg_flatpolicy.wrapping import env_layers
+
+__all__ = ["Report", "Settings", "evaluate", "make_policy", "resume", "train", "trained_policy"]
 
 
 @dataclass
@@ -65,66 +80,104 @@ class Report:
     """"sampling" and "mode" -> the untrained policy's games; without interrupted evaluations."""
     after: dict[str, WinRate]
     """The same of the trained policy."""
+    evaluated: dict[str, Any]
+    """The engine's arguments in those games."""
 
 
-def make_policy(settings: Settings, env: Any) -> Policy:
-    """A new policy with the encoder that the environment makes, on the CPU.
-
-    Raises:
-        ValueError: the environment has no ``make_encoder(hidden_size, entity_size)``.
-    """
-    make_encoder = env_attribute(env, "make_encoder")
-    if make_encoder is None:
-        raise ValueError(
-            f"{type(env).__name__} has no method make_encoder(hidden_size, entity_size) that "
-            "returns the encoder; add one"
-        )
-    encoder = make_encoder(settings.hidden_size, settings.entity_size)
-    kind = RecurrentPolicy if settings.recurrent else Policy
-    return kind(
-        env,
-        encoder=encoder,
-        head=settings.head,
-        width=settings.head_width,
-        invalid=settings.invalid,
-    )
-
-
-def trained_policy(run: Path) -> tuple[Settings, Policy]:
+def trained_policy(run: Path, named: Mapping[str, Any] | None = None) -> tuple[Settings, Policy]:
     """The settings and the policy, on the CPU, of a run folder or its checkpoint.
+
+    Args:
+        run: the folder, or its checkpoint.pt.
+        named: as :func:`checked_settings`.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is not a checkpoint of `train`, or is one of another version.
+        ValueError: it is not a checkpoint of `train`, is damaged or one of another version, or
+            names code that the caller did not name.
         ImportError: PufferLib or the game is not installed.
     """
     content = read_checkpoint(run)
-    settings = saved_settings(content, run)
-    env = load(GAME)(num_games=1, deck1=settings.deck1, deck2=settings.deck2)
-    policy = make_policy(settings, env)
-    policy.load_state_dict(content["policy"])
+    settings = checked_settings(content, run, named)
+    # Of one game: its sizes alone are asked for.
+    games = "num_games" in arguments_of(factory_of(settings.engine))
+    env = {**settings.env, **({"num_games": 1} if games else {})}
+    few = replace(settings, num_workers=0, env=env, num_envs=1)
+    vecenv = make_vecenv(few, settings.seed)
+    try:
+        policy = make_policy(settings, vecenv.driver_env)
+    finally:
+        vecenv.close()
+    _load_weights(policy, content, run)
     return settings, policy
+
+
+def _load_weights(policy: Policy, content: Mapping[str, Any], run: Path) -> None:
+    try:
+        policy.load_state_dict(content["policy"])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the weights in {run} are damaged or of another policy: {error}") from (
+            error
+        )
+
+
+def checked_settings(
+    content: Mapping[str, Any], run: Path, named: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings in a checkpoint, with changes; no file names code that is then imported.
+
+    Args:
+        content: of the checkpoint.
+        run: where it is, for messages.
+        named: settings to change. What is imported (the engine, unless it is one of this library's
+            games, the encoder, spec and layout) must be in it, as in the run.
+
+    Raises:
+        ValueError: it names code that the caller did not name, or is another version's.
+    """
+    named = named or {}
+    settings = saved_settings(content, run, named)
+    saved = saved_settings(content, run)
+    for name in ("engine", "encoder", "spec", "layout"):
+        was = getattr(saved, name)
+        if ":" in was and not named.get(name):
+            flag = "" if name == "engine" else f"--{name} "
+            raise ValueError(
+                f"{run} was trained with {name} {was}, and a run folder imports nothing by itself: "
+                f"name it again on the command line, {flag}{was}"
+            )
+        if named.get(name, was) != was:
+            raise ValueError(f"{run} was trained with {name} {was!r}, not {named[name]!r}")
+    if is_own(settings.engine):
+        known = arguments_of(factory_of(settings.engine))
+        try:
+            check_arguments(settings.engine, known, saved.env)
+        except ValueError as error:
+            raise ValueError(f"{run} was written by another version: {error}") from error
+    return settings
 
 
 def evaluate(
     settings: Settings,
     policy: Policy,
     games: int,
-    opponent: str,
-    seed: int,
+    opponent: str | None = None,
+    seed: int = 0,
     stopped: Callable[[], bool] = lambda: False,
     top_k: int | None = None,
 ) -> dict[str, WinRate]:
-    """Plays games against a built-in opponent: sampling, and with the mode.
+    """Plays games in the engine: sampling, and with the mode.
 
     It plays a copy of the policy on the CPU, in float32, in eval mode and without the exploration
-    of training.
+    of training. Where a game has several agents, the others play random legal actions.
 
     Args:
         settings: of the policy.
         policy: the policy.
-        games: number of games of each way to play.
-        opponent: name of the built-in opponent.
+        games: number of games of each way to play. Where the engine has a number of slots of its
+            own, it is rounded up to a multiple.
+        opponent: the engine's argument of that name; None for that of the factory's ``evaluation``,
+            or of training.
         seed: random seed of games and sampling.
         stopped: is asked before each step; True ends the evaluation. The unfinished way to play is
             left out of the result, since the games that ended by then are the short ones.
@@ -134,30 +187,56 @@ def evaluate(
         The games of "sampling", "mode" and "top <k>"; {} for 0 games.
 
     Raises:
-        ValueError: opponent "self", or games that cannot be divided equally.
+        ValueError: an opponent that the engine does not take, or games that cannot be divided
+            equally.
     """
-    if opponent == "self":
-        raise ValueError("a win rate needs a built-in opponent, such as greedy; not 'self'")
     if not games:
         return {}
+    given = evaluated(settings, opponent)
+    if "num_games" in arguments_of(factory_of(settings.engine)):
+        given["num_games"] = slots = _slots(games)
+    vecenv = make_vecenv(replace(settings, env=given, num_workers=0), seed)
+    try:
+        agents = agents_per_game(vecenv)
+        slots = vecenv.num_agents // agents
+        games = -(-games // slots) * slots
+        player = make_policy(settings, vecenv.driver_env)
+        player.load_state_dict(policy.state_dict())
+        player.explore()
+        ways: dict[str, nn.Module] = {"sampling": player, "mode": Greedy(player)}
+        if top_k is not None:
+            ways[f"top {top_k}"] = TopK(player, top_k)
+        others = [RandomLegal(player)] * (agents - 1)
+        results = {}
+        # The trainer leaves the process inside autocast.
+        with torch.autocast("cpu", enabled=False):
+            for way, one in ways.items():
+                if others:
+                    players = [one, *others]
+                    result = play_games(players, vecenv, games, seed=seed, stopped=stopped)
+                else:
+                    result = play(one, vecenv, games, seed, stopped)
+                results[way] = result
+    finally:
+        vecenv.close()
+    return {way: result for way, result in results.items() if result.games == games}
+
+
+def evaluated(settings: Settings, opponent: str | None = None) -> dict[str, Any]:
+    """The engine's arguments with which a policy is evaluated, as of :func:`evaluate`."""
+    changed = getattr(factory_of(settings.engine), "evaluation", {})
+    return {**settings.env, **changed, **({} if opponent is None else {"opponent": opponent})}
+
+
+def _slots(games: int) -> int:
+    """Number of games to play at the same time, of which each slot has as many."""
     slots = next(n for n in range(min(games, 250), 0, -1) if games % n == 0)
     if slots < min(games, 10):
         raise ValueError(
             f"{games} games cannot be shared equally by 10 to 250 slots; take a number such as "
             f"{round(games, -2)}"
         )
-    decks = {"deck1": settings.deck1, "deck2": settings.deck2}
-    env = load(GAME)(num_games=slots, opponent=opponent, seed=seed, **decks)
-    player = make_policy(settings, env)
-    player.load_state_dict(policy.state_dict())
-    player.explore()
-    players: dict[str, nn.Module] = {"sampling": player, "mode": Greedy(player)}
-    if top_k is not None:
-        players[f"top {top_k}"] = TopK(player, top_k)
-    # The trainer leaves the process inside autocast.
-    with torch.autocast("cpu", enabled=False):
-        results = {way: play(one, env, games, seed, stopped) for way, one in players.items()}
-    return {way: result for way, result in results.items() if result.games == games}
+    return slots
 
 
 def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) -> Report:
@@ -179,6 +258,12 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
         FileExistsError: the folder already holds a run, or a config.json.
         ValueError: settings that do not work under torchrun.
     """
+    _check_new(folder)
+    return _run(settings, folder, say)
+
+
+def _check_new(folder: Path) -> None:
+    """Raises a FileExistsError for a folder that holds a run."""
     if (folder / CHECKPOINT).exists():
         raise FileExistsError(
             f"{folder} already holds a run; name another folder with --folder, or go on with it "
@@ -189,7 +274,6 @@ def train(settings: Settings, folder: Path, say: Callable[[str], None] = print) 
             f"{folder} holds a config.json, and no {CHECKPOINT} to go on from; name another folder "
             "with --folder, or delete it"
         )
-    return _run(settings, folder, say)
 
 
 def resume(
@@ -204,7 +288,7 @@ def resume(
     Args:
         folder: the run folder, or its checkpoint.pt.
         changes: settings to change. Only total_steps can change, and only if nothing depends on it
-            (no annealing).
+            (no annealing). What a run imports must be named again, as of :func:`checked_settings`.
         say: gets a line every few seconds.
 
     Raises:
@@ -215,19 +299,26 @@ def resume(
         RuntimeError: the installed PufferLib or game does not behave as when the run was stopped.
     """
     folder = folder_of(folder)
+    with claimed(folder) if folder.is_dir() else contextlib.nullcontext():
+        return _resume(folder, changes or {}, say)
+
+
+def _resume(folder: Path, changes: Mapping[str, Any], say: Callable[[str], None]) -> Report:
     content = read_checkpoint(folder)
-    settings = saved_settings(content, folder, changes)
-    saved = content["settings"]
+    settings = checked_settings(content, folder, changes)
     why = _not_resumable(settings)
     if why is None and content.get("trainer") is None:
         why = "its checkpoint is of torchrun or an earlier version, without the games"
     if why is not None:
         raise ValueError(f"{folder} cannot be resumed, only evaluated: {why}; start a new run")
-    for name, value in asdict(settings).items():
-        if name in saved and saved[name] != value:
+    _check_keys(folder, "it", content, ("device", "before", "seconds"))
+    _check_keys(folder, "its trainer", content["trainer"], ("global_step", "epoch"))
+    saved, wanted = _flat(saved_settings(content, folder)), _flat(settings)
+    for name, value in wanted.items():
+        if saved.get(name, value) != value or (name not in saved and name in changes):
             if name == "total_steps" and not settings.annealed:
                 continue
-            what = f"{name} was {saved[name]}, not {value}"
+            what = f"{name} was {saved.get(name, 'not given')}, not {value}"
             if name == "total_steps":
                 what += f", which {' and '.join(settings.annealed)} followed"
             raise ValueError(
@@ -236,6 +327,19 @@ def resume(
     rows = _rows_until(folder / "metrics.csv", content["trainer"]["global_step"])
     config = folder / "config.json"
     return _run(settings, folder, say, content, rows, read_json(config) if config.exists() else {})
+
+
+def _check_keys(folder: Path, what: str, content: Any, names: Sequence[str]) -> None:
+    """Raises a ValueError for a part of a checkpoint that lacks a key."""
+    if missing := [name for name in names if name not in content]:
+        raise ValueError(f"{folder / CHECKPOINT} is damaged: {what} lacks {', '.join(missing)}")
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Settings and the engine's arguments side by side."""
+    content = asdict(settings)
+    env = content.pop("env")
+    return {**content, **env}
 
 
 def _rows_until(path: Path, steps: int) -> list[dict[str, float]]:
@@ -277,9 +381,9 @@ def _run(
     config: Mapping[str, Any] | None = None,
 ) -> Report:
     """Runs from the start, or from a checkpoint, its rows of metrics and its config.json."""
-    from pufferlib.pufferl import PuffeRL
-
     check_contract()
+    import pufferlib.pufferl  # noqa: F401  # takes SIGINT for itself, so before ours
+
     if settings.compile:
         from torch._dynamo import config as dynamo
 
@@ -293,9 +397,6 @@ def _run(
         raise ValueError(f"{folder} was trained on {saved['device']}, here it would go on {device}")
     if rank:
         say = _silent
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-    resumable = _not_resumable(settings) is None
     on_terminal = sys.stdout.isatty() and not under_torchrun
     seed = settings.seed + rank * 1_000_003  # an environment's workers take the seeds after it
 
@@ -303,12 +404,21 @@ def _run(
     with contextlib.ExitStack() as stack:
         if under_torchrun:
             stack.callback(distributed.stop)
-        vecenv = _make_vecenv(settings, seed)
-        stack.callback(vecenv.close)
+        why_not = _not_resumable(settings)
+        vecenv = make_vecenv(settings, seed, record=why_not is None)
+        until_trained = stack.enter_context(contextlib.ExitStack())
+        until_trained.callback(close_vecenv, vecenv)
+        if why_not is None:
+            why_not = _games_not_saved(vecenv)
         policy = make_policy(settings, vecenv.driver_env).to(device)
+        trainer_config = settings.trainer_config(vecenv, device, folder, seed, ranks)
         if rank:
             torch.manual_seed(seed)
-        stopped = stack.enter_context(_stop_on_sigint())
+        if not rank and not saved:  # so late that bad settings leave no folder
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(folder))
+            _check_new(folder)
+        stopped = stack.enter_context(_stop_on_signals())
 
         if saved and saved["trainer"]["epoch"]:
             before = {way: WinRate(**result) for way, result in saved["before"].items()}
@@ -317,19 +427,21 @@ def _run(
                 say(f"playing {settings.eval_games} games with the untrained policy, twice")
             before = {} if rank else _evaluate_own(settings, policy, stopped)
 
+        until_trained.pop_all()  # the trainer closes it
+        learner = distributed.distribute(policy) if under_torchrun else policy
         with _dashboard(on_terminal):
-            trainer = PuffeRL(
-                settings.trainer_config(device, folder, seed, ranks),
-                vecenv,
-                distributed.distribute(policy) if under_torchrun else policy,
-            )
-        stack.callback(_close, trainer, rank, on_terminal)
+            trained = stack.enter_context(trainer(trainer_config, vecenv, learner))
         rows = rows or []
         if rows and policy.layout.dropped:
             policy.layout.dropped.count = int(rows[-1]["dropped"])
         if saved:
             say(f"replaying the games up to step {saved['trainer']['global_step']:,}")
-            restore_trainer(trainer, saved["trainer"])
+            try:
+                restore_trainer(trained, saved["trainer"])
+            except KeyError as error:
+                raise ValueError(
+                    f"{folder / CHECKPOINT} is damaged: its trainer lacks {error}"
+                ) from error
 
         def write_metrics() -> None:
             if not rank:
@@ -344,7 +456,7 @@ def _run(
                     "device": device,
                     "before": {way: asdict(result) for way, result in before.items()},
                     "seconds": time.monotonic() - started,
-                    "trainer": trainer_state(trainer) if resumable else None,
+                    "trainer": trainer_state(trained) if why_not is None else None,
                 }
                 write_checkpoint(folder / CHECKPOINT, content)
 
@@ -354,32 +466,35 @@ def _run(
         if not saved:
             save()  # before all other files: a run that crashes after this can be resumed
         if not rank:
-            _write_config(folder, settings, config, trainer.global_step)
+            _write_config(folder, settings, config, trained.global_step)
+            write_whole(folder / "config.toml", settings.as_toml().encode())
         steps_here = settings.total_steps // ranks
-        last_epoch = math.ceil(steps_here / settings.batch_size) - 1
+        last_epoch = math.ceil(steps_here / trainer_config["batch_size"]) - 1
         illegal = 0
         last_said = last_saved = time.monotonic()
         stack.callback(write_metrics)  # also when training raises
-        while trainer.global_step < steps_here and not stop():
-            policy.explore(*settings.exploration(min(1.0, trainer.epoch / max(1, last_epoch))))
+        while trained.global_step < steps_here and not stop():
+            policy.explore(*settings.exploration(min(1.0, trained.epoch / max(1, last_epoch))))
             with _dashboard(on_terminal):
-                games = {name: list(values) for name, values in trainer.evaluate().items()}
-                distributed.log_together(trainer)  # or the losses would be those of a while ago
-                trainer.train()
+                games = {name: list(values) for name, values in trained.evaluate().items()}
+                distributed.log_together(trained)  # or the losses would be those of a while ago
+                trained.train()
             illegal += int(sum(games.get("illegal_actions", [])))
-            rows.append(_metrics(trainer, games, policy, ranks, rows))
+            rows.append(_metrics(trained, games, policy, ranks, rows))
             if not on_terminal and time.monotonic() - last_said > 5:
                 last_said = time.monotonic()
                 say(_line(rows[-1], settings.total_steps))
             if time.monotonic() - last_saved >= settings.checkpoint_seconds:
                 save()
                 last_saved = time.monotonic()
+        if rows and not on_terminal and trained.global_step >= steps_here:
+            say(_line(rows[-1], settings.total_steps))
         save()
         if not rank:
-            draw_curves(folder / "curves.png", rows, _title(settings))
-        steps, training_seconds = trainer.global_step * ranks, trainer.uptime
+            draw_curves(folder / "curves.png", {"": rows}, title(settings))
+        steps, training_seconds = trained.global_step * ranks, trained.uptime
         if not settings.num_workers:
-            illegal = sum(env.illegal_actions for env in vecenv.envs)
+            illegal = sum(getattr(env, "illegal_actions", 0) for env in vecenv.envs)
         if under_torchrun:
             illegal = distributed.sum_over_ranks(illegal)
         interrupted = stop()
@@ -389,9 +504,12 @@ def _run(
                 say(f"playing {settings.eval_games} games with the trained policy, twice")
             after = _evaluate_own(settings, policy, stopped)
             interrupted = stopped()  # of this process alone: the others have ended
-        if interrupted and resumable:
+        if interrupted and why_not is None:
             where = shlex.quote(str(folder))
-            say(f"to continue: python -m tcg_flatpolicy train --resume {where}")
+            named = "" if is_own(settings.engine) else f"{settings.engine} "
+            say(f"to continue: python -m tcg_flatpolicy train {named}--resume {where}")
+        elif interrupted:
+            say(f"this run cannot be continued: {why_not}")
     report = Report(
         steps=steps,
         steps_per_second=steps / training_seconds,
@@ -400,6 +518,7 @@ def _run(
         seconds=time.monotonic() - started,
         before=before,
         after=after,
+        evaluated=evaluated(settings),
     )
     if not rank:
         write_json(folder / "report.json", {**asdict(report), **provenance()})
@@ -417,60 +536,16 @@ def _processes(settings: Settings) -> tuple[int, int, str]:
         raise ValueError("compile does not work under torchrun; leave one of them out")
     rank, device = distributed.start(settings.device)
     ranks = torch.distributed.get_world_size()
-    if settings.total_steps // ranks < settings.batch_size:
-        raise ValueError(
-            f"total_steps {settings.total_steps} is less than one rollout in each of {ranks} "
-            f"processes, {ranks * settings.batch_size}"
-        )
     return rank, ranks, device
 
 
-def _make_vecenv(settings: Settings, seed: int) -> Any:
-    from pufferlib import vector
-
-    workers = settings.num_workers
-    games: dict[str, Any] = {
-        "num_games": settings.num_games // max(1, workers),
-        "deck1": settings.deck1,
-        "deck2": settings.deck2,
-    }
-    if settings.two_players:
-        games["two_players"] = True
-    else:
-        games["opponent"] = settings.opponent
-    game = load(GAME)
-    if not workers:
-        return vector.make(
-            game,
-            env_kwargs={**games, "record": "LOCAL_RANK" not in os.environ},
-            backend=vector.Serial,
-            num_envs=1,
-            seed=seed,
-        )
-    # The trainer waits for ever for a worker that raised or was ended by Ctrl-C. So workers count
-    # illegal actions, and ignore SIGINT.
-    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return vector.make(
-            game,
-            env_kwargs={**games, "illegal": "noop"},
-            backend=vector.Multiprocessing,
-            num_envs=workers,
-            num_workers=workers,
-            overwork=True,
-            seed=seed,
-        )
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-
-
-def _close(trainer: Any, rank: int, on_terminal: bool) -> None:
-    """Stops the trainer's thread, which would keep the process from ending."""
-    with _dashboard(on_terminal):
-        if rank:  # PuffeRL.close writes a checkpoint, which only rank 0 has
-            trainer.utilization.stop()
-        else:
-            trainer.close()
+def _games_not_saved(vecenv: Any) -> str | None:
+    """Why the games cannot be saved; None if they can."""
+    for env in getattr(vecenv, "envs", [None]):
+        if not (hasattr(env, "state_dict") and hasattr(env, "load_state_dict")):
+            kind = type(next(reversed([*env_layers(env)]), env)).__name__
+            return f"{kind} has no state_dict and load_state_dict, with which its games are saved"
+    return None
 
 
 def _write_config(
@@ -488,15 +563,17 @@ def _evaluate_own(
     settings: Settings, policy: Policy, stopped: Callable[[], bool]
 ) -> dict[str, WinRate]:
     seed = settings.seed + 1_000_000  # other games than those trained on
-    return evaluate(settings, policy, settings.eval_games, "greedy", seed, stopped)
+    return evaluate(settings, policy, settings.eval_games, None, seed, stopped)
 
 
 @contextlib.contextmanager
-def _stop_on_sigint() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT was sent. A second one raises KeyboardInterrupt.
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT, SIGTERM or SIGHUP was sent.
 
-    Importing pufferl sets a handler that ends the process with nothing written. This replaces it,
-    so call it after that import.
+    A second one raises KeyboardInterrupt. One that is ignored stays so, as nohup has it.
+
+    Importing pufferl sets a handler of SIGINT that ends the process with nothing written. This
+    replaces it, so call it after that import.
     """
     sent = False
 
@@ -506,11 +583,13 @@ def _stop_on_sigint() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         sent = True
 
-    earlier = signal.signal(signal.SIGINT, handler)
+    heeded = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+    earlier = [(one, signal.signal(one, handler)) for one in heeded]
     try:
         yield lambda: sent
     finally:
-        signal.signal(signal.SIGINT, earlier)
+        for one, former in earlier:
+            signal.signal(one, former)
 
 
 @contextlib.contextmanager
@@ -524,7 +603,7 @@ def _dashboard(on_terminal: bool) -> Iterator[None]:
 
 
 def _metrics(
-    trainer: Any,
+    trained: Any,
     games: Mapping[str, list[float]],
     policy: Policy,
     ranks: int,
@@ -532,7 +611,7 @@ def _metrics(
 ) -> dict[str, float]:
     """One row of metrics.csv: an epoch, and the games of rank 0 that ended in it.
 
-    It reads the trainer's attributes, since train() returns logs on the wrong ranks, with older
+    It reads the trained's attributes, since train() returns logs on the wrong ranks, with older
     losses.
     """
 
@@ -540,21 +619,24 @@ def _metrics(
         values = games.get(name, [])
         return float(np.mean(values)) if values else math.nan
 
+    # Where the infos do not say it: games that ended with a positive reward.
+    ended = trained.rewards[trained.terminals > 0]
+    won = float((ended > 0).float().mean()) if len(ended) else math.nan
     before = rows[-1] if rows else {"steps": 0, "seconds": 0.0}
-    steps, seconds = trainer.global_step * ranks, float(trainer.uptime)
+    steps, seconds = trained.global_step * ranks, float(trained.uptime)
     return {
         "steps": steps,
         "seconds": seconds,
         "steps_per_second": (steps - before["steps"]) / (seconds - before["seconds"]),
-        "win_rate": mean("win"),
+        "win_rate": mean("win") if "win" in games else won,
         "episode_length": mean("episode_length"),
         "legal_actions": mean("legal_actions"),
         "illegal_actions": mean("illegal_actions"),
-        "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
+        "learning_rate": float(trained.optimizer.param_groups[0]["lr"]),
         "temperature": float(policy.temperature),
         "epsilon": float(policy.epsilon),
         **({"dropped": policy.dropped} if policy.layout.dropped else {}),
-        **{name: float(value) for name, value in trainer.losses.items()},
+        **{name: float(value) for name, value in trained.losses.items()},
     }
 
 
@@ -563,14 +645,16 @@ def _silent(line: str) -> None:
 
 
 def _line(row: dict[str, float], total: int) -> str:
+    left = max(0.0, total - row["steps"]) * row["seconds"] / row["steps"]
     return (
-        f"{row['steps'] / total:4.0%}  {row['steps']:>10,} steps  "
+        f"{min(1.0, row['steps'] / total):4.0%}  {row['steps']:>10,} steps  "
         f"{row['steps_per_second']:>7,.0f}/s  win {row['win_rate']:.3f}  "
         f"entropy {row['entropy']:.3f}  KL {row['approx_kl']:.4f}  "
-        f"value loss {row['value_loss']:.4f}"
+        f"value loss {row['value_loss']:.4f}  {left // 60:.0f} min {left % 60:02.0f} s left"
     )
 
 
-def _title(settings: Settings) -> str:
-    other = "both players" if settings.two_players else f"{settings.opponent} opponent"
-    return f"{settings.deck1} against {settings.deck2} ({other}), seed {settings.seed}"
+def title(settings: Settings) -> str:
+    """The engine with its arguments and the seed, in words."""
+    given = ", ".join(f"{name} {value}" for name, value in settings.env.items())
+    return f"{settings.engine}{f' ({given})' if given else ''}, seed {settings.seed}"

@@ -5,27 +5,32 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tcg_flatpolicy.app.engine import (
+    factory_of,
+    given_meaning,
+    is_own,
+    make_policy,
+    make_vecenv,
+)
 from tcg_flatpolicy.app.load import load, one_line
-from tcg_flatpolicy.app.settings import GAME, Settings
-from tcg_flatpolicy.app.train import make_policy, trained_policy
+from tcg_flatpolicy.app.run_folder import is_run
+from tcg_flatpolicy.app.settings import Settings
+from tcg_flatpolicy.app.train import trained_policy
 from tcg_flatpolicy.heads import HEADS
 from tcg_flatpolicy.layout import LegalLayout
-from tcg_flatpolicy.meaning import layout_of, meaning, spec_of
+from tcg_flatpolicy.meaning import layout_of, meaning
 from tcg_flatpolicy.provenance import write_whole
 from tcg_flatpolicy.puffer import Policy
-from tcg_flatpolicy.spec import ActionSpec
 from tcg_flatpolicy.verify.codes import CODES, markdown
 from tcg_flatpolicy.verify.environment import audit_env
 from tcg_flatpolicy.verify.findings import Report, merged
 from tcg_flatpolicy.verify.policy import LearnedEntities, audit_policy, check_rows
-
-ESSENCE_WARS = "essence_wars"
-"""Name of `GAME` on the command line."""
 
 GAMES = 64
 """Number of games of the built-in environment."""
@@ -60,7 +65,8 @@ def add_parser(commands: Any) -> None:
         nargs="?",
         metavar="module:factory",
         help="function or class that makes the environment, called without arguments; imported "
-        f"from the current directory or an installed package. Or {ESSENCE_WARS}, the built-in game",
+        "from the current directory or an installed package. Or essence_wars, a game of this "
+        "library; or a run folder of it, whose policy is audited, too",
     )
     parser.add_argument(
         "--policy",
@@ -123,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.env is None:
         raise ValueError(
-            f"verify needs an environment: module:factory, such as mygame:make, or {ESSENCE_WARS}"
+            "verify needs an environment: module:factory, such as mygame:make, or essence_wars"
         )
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}")
@@ -132,6 +138,8 @@ def run(options: argparse.Namespace) -> int:
 
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if is_run(options.env):
+        options.policy, options.env = options.policy or options.env, None
     torch.set_num_threads(1)  # networks this small gain little from more
     torch.manual_seed(options.seed)
     report = audit(options)
@@ -216,24 +224,26 @@ def _trained(options: argparse.Namespace) -> tuple[Settings, Policy] | None:
     chosen = options.policy
     if chosen is None or chosen in HEADS or not Path(chosen).exists():
         return None
-    if options.env != ESSENCE_WARS:
-        raise ValueError(
-            f"--policy {chosen} is a file or folder; `train` trains on {ESSENCE_WARS}, so verify "
-            "that, or name a module:factory that loads your policy"
-        )
-    return trained_policy(Path(chosen))
+    named = {name: getattr(options, name) or "" for name in ("spec", "layout")}
+    if options.env is not None:
+        named["engine"] = options.env
+    trained = trained_policy(Path(chosen), named)
+    options.env = trained[0].engine
+    return trained
 
 
 def _environment(
     options: argparse.Namespace, trained: tuple[Settings, Policy] | None
 ) -> Callable[[], Any]:
-    """The function that makes the environment, with the decks of the trained policy, if any."""
-    if options.env != ESSENCE_WARS:
-        return _factory(options.env, "environment")
-    game = load(GAME)
-    games: dict[str, Any] = {"num_games": GAMES, "seed": options.seed}
-    if trained is not None:
-        games.update({name: getattr(trained[0], name) for name in ("deck1", "deck2", "opponent")})
+    """The function that makes the environment, as that of the trained policy, if any."""
+    if not is_own(options.env):
+        if trained is None:
+            return _factory(options.env, "environment")
+        settings = replace(trained[0], num_workers=0)
+        return lambda: make_vecenv(settings, options.seed)
+    env = trained[0].env if trained is not None else {}
+    games = {**env, "num_games": GAMES, "seed": options.seed}
+    game = factory_of(options.env)
     return lambda: game(**games)
 
 
@@ -248,7 +258,7 @@ def _policy(
         policy = trained[1]
         return lambda env, given: policy
     if chosen in HEADS:
-        return lambda env, given: _untrained(chosen, env, given, options.env == ESSENCE_WARS)
+        return lambda env, given: _untrained(chosen, env, given, is_own(options.env))
     if ":" not in chosen:
         raise ValueError(
             f"--policy {chosen} is neither module:factory nor a run folder nor the name of a head "
@@ -293,36 +303,8 @@ def _factory(name: str, kind: str) -> Callable[..., Any]:
 
 def _given(options: argparse.Namespace, env: Any) -> Given:
     """The spec and layout that the command line names; None for those of the environment."""
-    spec: Any = None
-    layout: Any = None
-    if options.spec is not None:
-        spec = load(options.spec)
-        _check_kind("--spec", options.spec, spec, ActionSpec)
-    if options.layout is not None and ":" not in options.layout:
-        layout = tuple(options.layout.split(","))
-        if len(layout) != 2:
-            raise ValueError(
-                f"--layout {options.layout} must be module:attr, or the keys of count and list, "
-                "such as n_legal,legal"
-            )
-    elif options.layout is not None:
-        layout = load(options.layout)
-        if callable(layout):
-            with one_line(f"--layout {options.layout}(env) failed"):
-                layout = layout(env)
-        _check_kind("--layout", options.layout, layout, LegalLayout)
-    if layout is None and layout_of(env) is None and options.legal_actions is None:
-        raise ValueError(
-            f"{options.env} has no attribute legal_layout: give it one, or name it with --layout "
-            "module:attr, for a Dict observation --layout count,list (its keys), or "
-            "--legal-actions module:function"
-        )
-    if spec_of(env, spec=spec, layout=layout if isinstance(layout, LegalLayout) else None) is None:
-        raise ValueError(
-            f"{options.env} has no attribute action_spec: give it one, or name it with --spec "
-            "module:attr"
-        )
-    return {"spec": spec, "layout": layout}
+    needs_layout = options.legal_actions is None
+    return given_meaning(env, options.env, options.spec, options.layout, needs_layout)
 
 
 def _head_masks(options: argparse.Namespace) -> Any:
@@ -340,11 +322,6 @@ def _function(flag: str, name: str | None) -> Any:
     if not callable(found):
         raise ValueError(f"{flag} {name} is of type {type(found).__name__}, not a function")
     return found
-
-
-def _check_kind(flag: str, name: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{flag} {name} is of type {type(value).__name__}, not {kind.__name__}")
 
 
 def _close(env: Any) -> None:

@@ -1,10 +1,12 @@
 """All that is known about PufferLib: its policies, its trainer's questions, its trainer's state."""
 
+from tcg_flatpolicy.puffer.config import close_vecenv, config, trainer
 from tcg_flatpolicy.puffer.contract import MISSING_PUFFERLIB, check_contract, compensated
 from tcg_flatpolicy.puffer.decisions import Decisions, EntropyTarget, decisions
 from tcg_flatpolicy.puffer.face import LegalNormal
+from tcg_flatpolicy.puffer.games import WinRate, play_games
 from tcg_flatpolicy.puffer.next_generation import NextGenerationPolicy
-from tcg_flatpolicy.puffer.play import Greedy, TopK
+from tcg_flatpolicy.puffer.play import Greedy, RandomLegal, TopK
 from tcg_flatpolicy.puffer.policy import FlatPolicy, Policy, RecurrentPolicy
 from tcg_flatpolicy.puffer.trainer_state import restore_trainer, trainer_state
 
@@ -17,11 +19,17 @@ __all__ = [
     "LegalNormal",
     "NextGenerationPolicy",
     "Policy",
+    "RandomLegal",
     "RecurrentPolicy",
     "TopK",
+    "WinRate",
     "check_contract",
+    "close_vecenv",
     "compensated",
+    "config",
     "decisions",
+    "play_games",
     "restore_trainer",
+    "trainer",
     "trainer_state",
 ]

@@ -68,3 +68,12 @@ class TopK(_Sharpened):
             )
         sharper: TupleDistribution = top(self.k)
         return sharper
+
+
+class RandomLegal(_Sharpened):
+    """Plays a uniformly drawn legal tuple: an opponent that needs no training."""
+
+    def sharpened(self, distribution: TupleDistribution) -> TupleDistribution:
+        """The same mass on each tuple of the list."""
+        legal = distribution.legal
+        return LegalCategorical(legal, torch.zeros(len(legal.rows), device=legal.rows.device))

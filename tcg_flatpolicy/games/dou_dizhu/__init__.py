@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyspiel
 
-from tcg_flatpolicy.adapters.spiel import SpielGames
+from tcg_flatpolicy.games.spiel import SpielGames
 from tcg_flatpolicy.spec import ActionSpec, Index, Primary
 
 RANKS = "3456789TJQKA2br"
