@@ -205,14 +205,20 @@ def test_triton_s_kernels_are_those_of_float64(
 
 
 @needs_triton
-@given(cases(max_rows=2, rows_each=5), EXPLORE, st.integers(-(2**63), 2**63 - 1))
+@given(
+    cases(max_rows=2, rows_each=5),
+    EXPLORE,
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([1, 2, 8]),
+)
 @settings(max_examples=10)
 def test_triton_s_kernels_draw_what_the_reference_draws(
-    case: Case, explore: tuple[float, float], seed: int
+    case: Case, explore: tuple[float, float], seed: int, block: int
 ) -> None:
     given, numbers = case.given(), torch.tensor(explore, device=DEVICE)
     seeds = torch.tensor(seed, device=DEVICE)
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.module("cuda"), "block_of", lambda room, width: block)
         mine, theirs = (
             kernels.module(name).decide(*given, numbers, seeds) for name in ("cuda", "reference")
         )
