@@ -287,6 +287,21 @@ def test_draws_follow_the_probabilities() -> None:
     assert p_value(counts, probs / probs.sum()) > ALPHA
 
 
+@needs_triton
+def test_draws_come_from_all_blocks_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = kernels.module("cuda")
+    monkeypatch.setattr(cuda, "block_of", lambda room, width: 2)
+    given = lists_of("cuda", [[(0, n) for n in range(8)]]).given()
+    found = set()
+    with torch.no_grad():
+        for number in range(12):
+            asked = torch.tensor([3.0, 0.5], device=DEVICE), torch.tensor(number, device=DEVICE)
+            drawn = cuda.decide(*given, *asked).actions
+            assert torch.equal(drawn, reference.decide(*given, *asked).actions)
+            found.add(int(drawn[0, 1]) // 2)
+    assert found == {0, 1, 2, 3}
+
+
 # ---- what is wrong
 
 
