@@ -206,14 +206,20 @@ def test_triton_s_kernels_are_those_of_float64(
 
 
 @needs_triton
-@given(cases(max_rows=2, rows_each=5), EXPLORE, st.integers(-(2**63), 2**63 - 1))
+@given(
+    cases(max_rows=2, rows_each=5),
+    EXPLORE,
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([1, 2, 8]),
+)
 @settings(max_examples=10)
 def test_triton_s_kernels_draw_what_the_reference_draws(
-    case: Case, explore: tuple[float, float], seed: int
+    case: Case, explore: tuple[float, float], seed: int, block: int
 ) -> None:
     given, numbers = case.given(), torch.tensor(explore, device=DEVICE)
     seeds = torch.tensor(seed, device=DEVICE)
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.module("cuda"), "block_of", lambda room, width: block)
         mine, theirs = (
             kernels.module(name).decide(*given, numbers, seeds) for name in ("cuda", "reference")
         )
@@ -280,6 +286,21 @@ def test_draws_follow_the_probabilities() -> None:
     counts = torch.bincount(decided.actions[:, 1].cpu(), minlength=8).double()
     probs = exact.probs.detach().cpu()
     assert p_value(counts, probs / probs.sum()) > ALPHA
+
+
+@needs_triton
+def test_draws_come_from_all_blocks_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = kernels.module("cuda")
+    monkeypatch.setattr(cuda, "block_of", lambda room, width: 2)
+    given = lists_of("cuda", [[(0, n) for n in range(8)]]).given()
+    found = set()
+    with torch.no_grad():
+        for number in range(12):
+            asked = torch.tensor([3.0, 0.5], device=DEVICE), torch.tensor(number, device=DEVICE)
+            drawn = cuda.decide(*given, *asked).actions
+            assert torch.equal(drawn, reference.decide(*given, *asked).actions)
+            found.add(int(drawn[0, 1]) // 2)
+    assert found == {0, 1, 2, 3}
 
 
 # ---- what is wrong
