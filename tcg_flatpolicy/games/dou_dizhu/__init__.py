@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyspiel
 
-from tcg_flatpolicy.games.spiel import SpielGames
+from tcg_flatpolicy.games.spiel import SpielGames, play_at_random
 from tcg_flatpolicy.spec import ActionSpec, Index, Primary
 
 RANKS = "3456789TJQKA2br"
@@ -66,11 +66,33 @@ def ask_engine() -> npt.NDArray[np.uint8]:
     return found
 
 
-def make(num_games: int = 256, **arguments: Any) -> SpielGames:
-    """`SpielGames` of dou dizhu: one learner against two opponents who play at random, unless told.
+def make(
+    num_games: int = 256,
+    seat: int | None = None,
+    self_play: bool = False,
+    seed: int = 0,
+    buf: Any = None,
+) -> SpielGames:
+    """Games of dou dizhu; each learner plays against two opponents who play at random.
 
-    Its arguments are those of the class, without game, spec and to_tuple.
+    Args:
+        num_games: number of games played at the same time.
+        seat: the player that learns, 0 to 2; drawn for each game if left out.
+        self_play: all three players learn, each with a row of its own.
+        seed: random seed of deals, seats and opponents.
+        buf: PufferLib's shared buffers.
+
+    Raises:
+        ValueError: no game, or no such seat.
     """
     return SpielGames(
-        "dou_dizhu", SPEC, tuples(), num_games=num_games, **{"room": ROOM, **arguments}
+        "dou_dizhu",
+        SPEC,
+        tuples(),
+        opponents=None if self_play else play_at_random,
+        seat=seat,
+        num_games=num_games,
+        room=ROOM,
+        seed=seed,
+        buf=buf,
     )
