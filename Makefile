@@ -1,11 +1,12 @@
 # Everything runs in one .venv, which the first target that needs it makes from nothing:
 # with python3 (3.10 to 3.13), make and a C++ compiler. test-official alone has its own.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-browser test-official lint types format bench speed gpu-check verify clean
+.PHONY: help setup train test test-browser test-official sanitize lint types format bench speed gpu-check verify clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SANITIZED := build/sanitized
 OFFICIAL := .venv-official
 
 # What a caller may set: make test PYTHON=python3.12 ARGS="-k legal"
@@ -38,6 +39,7 @@ help:
 	@echo "make test     run the tests                  make test ARGS='-k legal'"
 	@echo "make test-browser    open the page of decisions in a headless Chromium, which it installs where it can"
 	@echo "make test-official   the same tests on the official pufferlib 3.0.0, in $(OFFICIAL)"
+	@echo "make sanitize the kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer, in $(SANITIZED)"
 	@echo "make lint     ruff check, ruff format --check, lint-imports (which module may import which)"
 	@echo "make types    mypy, strict"
 	@echo "make format   let ruff fix and format"
@@ -71,6 +73,21 @@ test-browser: $(READY)
 
 test-official: $(OFFICIAL)/.ready
 	OMP_NUM_THREADS=1 $(OFFICIAL)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+# A copy of the package, in which the kernels are compiled to stop at any read or write outside of what was allocated,
+# and at undefined behaviour. Python does not free all memory, so leaks are not looked for.
+sanitize: $(READY)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r tcg_flatpolicy tests pyproject.toml $(SANITIZED)
+	rm -f $(SANITIZED)/tcg_flatpolicy/kernels/*.so
+	$(SANITIZE) -o $(SANITIZED)/tcg_flatpolicy/kernels/_base.so
+	if [ "$$(uname -m)" = x86_64 ]; then \
+		$(SANITIZE) -mavx2 -mfma -o $(SANITIZED)/tcg_flatpolicy/kernels/_avx2.so; fi
+	cd $(SANITIZED) && OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/test_exact_kernels.py tests/test_kernels.py $(ARGS)
+
+SANITIZE = $(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover -fPIC \
+	-shared -pthread -Wno-psabi -ffp-contract=fast -fno-math-errno -fno-trapping-math tcg_flatpolicy/kernels/flat.cpp
 
 lint: $(READY)
 	$(BIN)/ruff check .

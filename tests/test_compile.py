@@ -132,6 +132,7 @@ def test_compiled_and_eager_give_the_same_numbers_for_any_number_of_tuples(
     assert graphs() == 1
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_what_is_wrong_with_a_list_is_said_from_within_the_graph() -> None:
     vecenv, policy = make(fp.FlatPolicy)
     env = vecenv.driver_env

@@ -226,6 +226,7 @@ def test_explore_between_two_minibatches() -> None:
     assert refused(p, actions)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_a_log_prob_of_the_face_that_drew_is_no_update() -> None:
     p = policy()
     p.explore(*E1)
@@ -258,6 +259,7 @@ def test_rows_of_a_face_are_the_same_draw_or_update() -> None:
 
 
 @pytest.mark.parametrize("head", ["flat", "autoregressive"])
+@pytest.mark.usefixtures("each_kernel")
 def test_the_entropy_is_of_the_tuples_that_were_asked_about(head: str) -> None:
     p = policy(head)
     face = p(ROWS)[0]

@@ -124,6 +124,7 @@ def test_any_spec_and_list(head: str, data: st.DataObject) -> None:
     torch.testing.assert_close(values, value.squeeze(1))
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_a_list_that_is_none_is_nan_and_leaves_other_rows_alone() -> None:
     spec = BANDIT_SPEC
     policy = bandit_policy(fp.FlatPolicy)

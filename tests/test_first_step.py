@@ -97,6 +97,7 @@ def test_games_that_begin_within_a_segment_leave_the_ratio_at_one(
     assert vecenv.driver_env.begins > 20
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_the_memory_is_that_of_the_game_alone() -> None:
     """What came before a game's first step changes nothing; without the field it does."""
     for kind, same in ((Games, True), (Unmarked, False)):
@@ -119,6 +120,7 @@ def test_the_memory_is_that_of_the_game_alone() -> None:
         assert torch.allclose(one[1][:, 3:], other_one[1][:, 3:]) == same
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_rollout_and_segments_agree() -> None:
     _, policy = make(Games)
     env = Games()

@@ -69,6 +69,7 @@ def test_what_is_left_is_what_is_within_the_spec(lists: list[list[Action]], how:
             BARE.with_spec(SPEC).read(observations)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_each_kind_is_warned_of_once_with_row_and_tuple() -> None:
     dropped = Dropped()
     layout = BARE.with_spec(SPEC, dropped)
@@ -100,6 +101,7 @@ def test_a_count_that_cannot_be_still_raises() -> None:
         BARE.with_spec(SPEC, Dropped()).read(observations)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_each_counts_its_own_also_copied_and_unpickled() -> None:
     layout = BARE.with_spec(SPEC, Dropped())
     others = [BARE.with_spec(SPEC, Dropped()), copy.deepcopy(layout)]

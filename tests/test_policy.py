@@ -158,6 +158,7 @@ def test_the_default_encoder_takes_every_field_but_the_legal_list() -> None:
         )
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_samples_have_the_dtype_of_the_action_space(env: Bandit) -> None:
     for dtype, wanted in ((np.int32, torch.int32), (np.int64, torch.int64)):
         env.single_action_space = gymnasium.spaces.MultiDiscrete(BANDIT_SPEC.nvec, dtype=dtype)
@@ -167,6 +168,7 @@ def test_samples_have_the_dtype_of_the_action_space(env: Bandit) -> None:
         assert face.sample().dtype == wanted
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_a_repeated_listing_never_doubles_a_probability(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     lists: list[list[tuple[int, ...]]] = [[(0, 0, 0), (1, 2, 3)]] * 16
@@ -179,6 +181,7 @@ def test_a_repeated_listing_never_doubles_a_probability(env: Bandit) -> None:
     assert len(twice.legal.actions) == 32
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_order_and_padding_of_the_list_change_nothing(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     action = torch.tensor([(actions or [(0, 0, 0)])[0] for actions in env.lists])
@@ -193,6 +196,7 @@ def test_order_and_padding_of_the_list_change_nothing(env: Bandit) -> None:
     assert torch.equal(before.mode, after.mode)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_a_list_outside_the_spec_is_refused_naming_the_row(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     env.legal_layout.write(env.observations, [[(0, 0, 0)]] * 9 + [[(1, 3, 4)]] + [[(0, 0, 0)]] * 6)
@@ -200,6 +204,7 @@ def test_a_list_outside_the_spec_is_refused_naming_the_row(env: Bandit) -> None:
         policy.forward_eval(observe(env))
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_nan_observations_are_an_error_and_no_action(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     with torch.no_grad():
@@ -224,6 +229,7 @@ def test_encode_and_decode_belong_together(env: Bandit) -> None:
     assert torch.equal(value, value_again)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_exploration_is_part_of_the_distribution_and_of_the_checkpoint(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     plain, _ = policy.distribution(observe(env))
@@ -242,6 +248,7 @@ def test_exploration_is_part_of_the_distribution_and_of_the_checkpoint(env: Band
             policy.explore(**bad)
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_greedy_plays_the_mode_with_certainty(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     for forward in (fp.Greedy(policy).forward_eval, fp.Greedy(policy)):
@@ -252,6 +259,7 @@ def test_greedy_plays_the_mode_with_certainty(env: Bandit) -> None:
         assert not face.entropy().any()
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_recurrent_rollout_and_update_give_the_same_numbers(env: Bandit) -> None:
     policy = fp.RecurrentPolicy(env, encoder=BanditEncoder(env.legal_layout))
     steps = []
@@ -277,6 +285,7 @@ def test_recurrent_rollout_and_update_give_the_same_numbers(env: Bandit) -> None
         policy.forward_eval(steps[0], {k: v[:15] for k, v in state.items()})
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_an_empty_batch(env: Bandit) -> None:
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     face, value = policy(observe(env)[:0])

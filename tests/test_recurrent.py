@@ -54,6 +54,7 @@ def zero_state(policy: Any, rows: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("each_kernel")
 def test_a_rollout_of_single_steps_and_an_update_of_segments_agree(
     kind: str, head: str, game: str
 ) -> None:

@@ -418,6 +418,7 @@ def gradients(trainer: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("head", ["flat", "autoregressive"])
+@pytest.mark.usefixtures("each_kernel")
 def test_empty_rows_give_no_gradient_of_the_policy(trainers: Any, head: str) -> None:
     """The trainer's gradient, all rows, is that of a loss over the rows with lists alone."""
     vecenv = native(16)
