@@ -155,7 +155,7 @@ class Listing(Struct):
         said = self.count.view(data).reshape(len(data)).clone()  # environments write there
         counts = _whole(said, self.count)
         if ((counts < 0) | (counts > self.padding)).any():
-            raise self._overflow(counts.tolist())
+            raise self.overflow(counts.tolist())
         rows, starts = pack(counts)
         place = places(rows, starts)
         pieces = []
@@ -166,8 +166,8 @@ class Listing(Struct):
         self._check_exact(given, actions, counts, rows)
         return actions, counts, rows, starts
 
-    def _overflow(self, counts: list[int]) -> ValueError:
-        """Of counts as int64, one of which lies outside 0..K."""
+    def overflow(self, counts: list[int]) -> ValueError:
+        """The error of counts as int64, one of which lies outside 0..K."""
         row, count = next((r, n) for r, n in enumerate(counts) if not 0 <= n <= self.padding)
         if self.count.dtype == np.uint64:
             count %= 2**64

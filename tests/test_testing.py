@@ -231,7 +231,7 @@ def test_a_broken_environment_fails_in_the_finding_s_words(pytester: pytest.Pyte
     assert count["failed"] == 1
     assert count["failed"] + count["passed"] + count["skipped"] == len(environment.CHECKS)
     result.stdout.fnmatch_lines(["E03 a tuple is listed twice: seen * times, first in state *"])
-    result.stdout.fnmatch_lines(["*to mend: drop repeats*"])
+    result.stdout.fnmatch_lines(["*to fix: drop repeats*"])
     result.stdout.fnmatch_lines(["SKIPPED*is_legal*"])  # what would enable it
     result.stdout.no_fnmatch_line("*Traceback*")
 

@@ -319,7 +319,7 @@ def test_codes_and_explanations(verify: Any) -> None:
     status, out, _ = verify("--explain", "e07")
     assert status == 0
     assert out.startswith("E07  the list is that of another state\n")
-    for words in (CODES["E07"].example, CODES["E07"].shows, CODES["E07"].mend):
+    for words in (CODES["E07"].example, CODES["E07"].shows, CODES["E07"].fix):
         assert words in out
 
 

@@ -1,4 +1,4 @@
-"""The findings' codes: what each fault is, how it shows in training, how to mend it.
+"""The findings' codes: what each fault is, how it shows in training, how to fix it.
 
 Codes are stable: they may be added to, never renumbered. ``docs/findings.md`` is this table.
 """
@@ -18,7 +18,7 @@ class Code:
     """A bug of that kind, as it comes about."""
     shows: str
     """How it shows in training."""
-    mend: str
+    fix: str
     """What to do."""
 
 
@@ -261,6 +261,6 @@ def markdown() -> str:
             "",
             f"- **For example**: {about.example}.",
             f"- **In training**: {about.shows}.",
-            f"- **To mend**: {about.mend}.",
+            f"- **To fix**: {about.fix}.",
         ]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ class Finding:
     """A fault that was seen, once or more."""
 
     code: str
-    """One of `CODES`, which says what it is, how it shows in training and how to mend it."""
+    """One of `CODES`, which says what it is, how it shows in training and how to fix it."""
     message: str
     """The first occurrence, in words: where, the value, what was expected."""
     state: int
@@ -120,7 +120,7 @@ class Report:
             "ok": self.ok,
             "checks": [{**asdict(c), "status": c.status} for c in self.checks.values()],
             "findings": [
-                {**asdict(f), "title": CODES[f.code].title, "mend": CODES[f.code].mend}
+                {**asdict(f), "title": CODES[f.code].title, "fix": CODES[f.code].fix}
                 for f in self.findings.values()
             ],
             "figures": dict(self.figures),
@@ -155,7 +155,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield ""
         yield f"  {finding.code}  {code.title}: {times}, first in state {finding.state}"
         yield f"      {finding.message}"
-        yield f"      to mend: {code.mend}"
+        yield f"      to fix: {code.fix}"
 
 
 def merged(subject: str, reports: Mapping[str, Report]) -> Report:
