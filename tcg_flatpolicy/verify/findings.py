@@ -69,6 +69,8 @@ class Report:
     """By code, in order of first occurrence."""
     figures: dict[str, float] = field(default_factory=dict)
     """What else was measured: steps, seconds, shares."""
+    notes: list[str] = field(default_factory=list)
+    """What is no fault, and good to know."""
 
     @property
     def ok(self) -> bool:
@@ -124,6 +126,7 @@ class Report:
                 for f in self.findings.values()
             ],
             "figures": dict(self.figures),
+            "notes": list(self.notes),
             **provenance(),
         }
 
@@ -147,6 +150,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {check.status:<8}{check.name:<{width}}  {words}"
     for name, value in report.figures.items():
         yield f"  {name}: {value:,.6g}"
+    for note in report.notes:
+        yield f"  note: {note}"
     if report.ok:
         yield "  no findings"
     for finding in report.findings.values():
@@ -172,5 +177,6 @@ def merged(subject: str, reports: Mapping[str, Report]) -> Report:
                 whole.findings[finding.code] = Finding(**asdict(finding))
             else:
                 known.count += finding.count
+        whole.notes += [f"{key}: {note}" for note in report.notes]
         whole.figures.update({f"{key}: {name}": v for name, v in report.figures.items()})
     return whole
