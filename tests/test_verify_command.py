@@ -297,7 +297,7 @@ def test_a_dict_observation_s_keys(verify: Any, tmp_path: Path) -> None:
 def test_an_engine_that_raises_is_a_finding(verify: Any) -> None:
     status, out, _ = verify("mygame:Late", "--steps", "100")
     assert status == 1
-    assert "E06" in out
+    assert "E16" in out
     assert "KeyError" in out
 
 

@@ -37,9 +37,8 @@ from tests.games import Bandit
 pytestmark = pytest.mark.integration
 
 KEYS = ("n", "legal")
-_, _, COUNT, ROOM, TAKEN, LISTED_LEGAL, UNLISTED, SOMEONE, MOVER, WAITER, MASKS, _, SEED, FLOATS = (
-    CHECKS
-)
+_, _, COUNT, ROOM, TAKEN, LISTED_LEGAL, UNLISTED, SOMEONE, MOVER, WAITER = CHECKS[:10]
+MASKS, _, SEED, FLOATS, _ = CHECKS[10:]
 
 
 def statuses(report: Any) -> dict[str, str]:
@@ -182,11 +181,42 @@ def test_each_bug_is_reported_under_its_own_code_and_no_other(fault: str, code: 
     assert "state" in finding.message
 
 
+def test_a_seed_that_reset_ignores_shows_in_new_environments_too() -> None:
+    make = partial(Duel, 2, fault="reset_ignored")  # which its constructor seeds
+    report = audit_env(make(), steps=200, make=make)
+    assert list(report.findings) == ["E13"], report
+    assert "after reset(seed) give another list" in report.findings["E13"].message
+
+
+def test_a_game_without_chance_may_always_begin_alike() -> None:
+    class Certain(Duel):
+        def reset(self, seed: int | None = None) -> Any:
+            return super().reset(0)
+
+        def step(self, actions: Any) -> Any:
+            outcome = super().step(actions)
+            if self.terminals.any():
+                self.matches = [Match(np.random.default_rng(0)) for _ in self.matches]
+                self.observe()
+            return outcome
+
+    report = audit_env(Certain(1), steps=600)
+    assert report.ok, report
+
+
 @pytest.mark.parametrize("fault", ["refused", "not_refreshed", "floats_truncated"])
 def test_an_engine_that_raises_is_audited_as_well(fault: str) -> None:
     report = audit_env(Duel(2, fault=fault, illegal="raise"), steps=800)
     assert list(report.findings) == [FAULTS[fault]], report
     assert report.figures["states"] >= 800
+
+
+def test_a_step_that_fails_shows_where() -> None:
+    report = audit_env(Duel(1, fault="step_fails", protocol=False, illegal="raise"), steps=300)
+    assert list(report.findings) == ["E16"], report
+    message = report.findings["E16"].message
+    assert "IndexError: list index out of range" in message
+    assert "e16_step_fails.py, line 15, in played: return [0, 1, 2][action[1]]" in message
 
 
 def test_without_the_protocol_a_raising_step_is_a_refusal() -> None:

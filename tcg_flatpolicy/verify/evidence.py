@@ -28,6 +28,8 @@ from tcg_flatpolicy.verify.checks import Action
 
 REPLAYED_STEPS = 500
 """Most steps that are played again to compare lists."""
+RESET_STEPS = 50
+"""In a new environment, steps that are played once more after a second reset(seed)."""
 ASKED_ROWS, ASKED_TUPLES = 16, 32
 """How many rows of a state the engine is asked about; listed tuples, and others, of each row."""
 FORKED_EVERY, FORKED_TUPLES, FORKED_DRAWS = 4, 6, 8
@@ -433,17 +435,20 @@ class World:
         if dtype not in self._replays:
             adapter = self.adapter if self.make is None else adapt(self.make())
             try:
-                self._replays[dtype] = self._replay(adapter, dtype)
+                outcome = self._replays[dtype] = self._replay(adapter, dtype)
+                if self.make is not None and dtype == np.int64 and outcome.state is None:
+                    # Its constructor may be seeded, and reset(seed) ignored.
+                    self._replays[dtype] = self._replay(adapter, dtype, RESET_STEPS)
             finally:
                 if self.make is not None:
                     adapter.close()
         return self._replays[dtype]
 
-    def _replay(self, adapter: Adapter, dtype: Any) -> Replay:
+    def _replay(self, adapter: Adapter, dtype: Any, most: int | None = None) -> Replay:
         reader, outcome = self.new_reader(adapter.env), Replay()
         same = f"the same seed and actions{' as float32' if dtype == np.float32 else ''}"
         shown = adapter.reset(self.seed)
-        for number, (digests, sets) in enumerate(self._digests):
+        for number, (digests, sets) in enumerate(self._digests[:most]):
             lists = reader.read(shown)
             outcome.cases += int(shown.live.sum())
             outcome.reordered += int((lists.digests != digests).sum())
@@ -451,12 +456,12 @@ class World:
             if differs.any():
                 outcome.state, outcome.row = number, int(differs.argmax())
                 outcome.count = int(differs.sum())
-                how = "in a new environment" if self.make else "after reset(seed)"
+                how = "in a new environment" if self.make and most is None else "after reset(seed)"
                 listed = lists.of(outcome.row)
                 first = f", first {self.words(listed[0])}" if listed else ""
                 outcome.says = f"{same} {how} give another list: {len(listed)} tuples{first}"
                 break
-            if number == len(self._sent):
+            if number == len(self._sent) or number + 1 == most:
                 break
             try:
                 shown = adapter.step(self._sent[number].astype(dtype))
@@ -505,6 +510,13 @@ def in_words(error: Exception) -> str:
     if isinstance(error, WorkerDied) or not frames:  # a worker's lines are not known here
         return words
     return f"{words} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+
+
+def trace(error: Exception) -> str:
+    """The innermost calls that led to an exception, the innermost last; "" if not known."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    calls = [f"{Path(f.filename).name}, line {f.lineno}, in {f.name}: {f.line}" for f in frames]
+    return "".join(f"\n        {call}" for call in calls)
 
 
 def _repeats(rows: IntArray, actions: IntArray, nvec: IntArray) -> npt.NDArray[np.intp]:

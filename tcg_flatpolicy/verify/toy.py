@@ -227,10 +227,11 @@ class Duel(pufferlib.PufferEnv):  # type: ignore[misc]
 
     def reset(self, seed: int | None = None) -> tuple[Any, list[Any]]:
         """Starts all games anew."""
-        if seed is not None:
+        if seed is not None and self.kind.reseeds:
             self.rng = np.random.default_rng(self.kind(self.rng).seed(seed))
         self.bug = self.kind(self.rng)
-        self.matches = [Match(self.rng) for _ in range(self.num_agents // 2)]
+        games = range(self.num_agents // 2)
+        self.matches = [Match(self.bug.dealer(game)) for game in games]
         self.lists: list[list[Tuple]] = [[] for _ in range(self.num_agents)]
         self.rewards[:], self.terminals[:], self.truncations[:] = 0, False, False
         self.observe()
@@ -249,10 +250,11 @@ class Duel(pufferlib.PufferEnv):  # type: ignore[misc]
                     raise ValueError(f"game {game}: {action} is not legal")
                 self.illegal_actions += 1
                 action = (0, 0, 0)
+            self.bug.played(action)
             match.play(action)
             if match.over:
                 self.terminals[2 * game : 2 * game + 2] = True
-                self.matches[game] = Match(self.rng)
+                self.matches[game] = Match(self.bug.dealer(game))
         self.observe()
         return self.observations, self.rewards, self.terminals, self.truncations, []
 

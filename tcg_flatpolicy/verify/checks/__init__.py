@@ -56,7 +56,8 @@ class Symptom:
     sent: Sequence[int] = ()
     """Where it is not known which tuples it is about: the primaries of all that were sent."""
     hint: str = ""
-    """What another fault may know it by: "full", "follows", "last", "zeros"."""
+    """What another fault may know it by: "full", "follows", "last", "zeros",
+    "failed"."""
 
 
 class Bug:
@@ -64,6 +65,8 @@ class Bug:
 
     room: int | None = None
     """How many tuples a list has room for."""
+    reseeds: bool = True
+    """Whether reset(seed) seeds the engine."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -90,6 +93,13 @@ class Bug:
     def seed(self, seed: int) -> int | None:
         """The seed that the engine's generator gets."""
         return seed
+
+    def dealer(self, game: int) -> np.random.Generator:
+        """The generator of the next game of a slot."""
+        return self.rng
+
+    def played(self, action: Action) -> Any:
+        """Called with each legal action that is played."""
 
     def whole(self, actions: Any) -> Any:
         """Actions that were sent as floats, as whole numbers."""

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tcg_flatpolicy.verify.checks import Action, Bug, Check
-from tcg_flatpolicy.verify.evidence import State, Step, in_words
+from tcg_flatpolicy.verify.checks import Action, Bug, Check, Symptom
+from tcg_flatpolicy.verify.evidence import State, Step, in_words, trace
+
+OWN_ERRORS = (ArithmeticError, AttributeError, LookupError, NameError, RecursionError, TypeError)
+"""What a fault in the engine's own code raises; what refuses an action is another exception."""
 
 
 class AttacksAgain(Bug):
@@ -69,8 +72,7 @@ class Refused(Check):
         if step.error is not None and len(rows):
             words = f"step raises {in_words(step.error)}"
             if not self._known(step, words):
-                where = self._where(step, f"{words}; the fault may as well be in step itself")
-                self._in_step(step, f"{where} as in the list", 1)
+                self._raised(step, step.error, words)
         if step.error is not None:
             return
         idle = int((step.state.shown.live & ~step.listed).sum())
@@ -80,6 +82,23 @@ class Refused(Check):
             illegal = step.illegal - known - self._unplayable(step)
             if illegal > 0:
                 self.counted.append((step, illegal, idle))
+
+    def _raised(self, step: Step, error: Exception, words: str) -> None:
+        failed = isinstance(error, OWN_ERRORS) or self._said_legal(step)
+        if failed:
+            message = self._where(step, f"{words}; the engine's own step failed{trace(error)}")
+        else:
+            message = self._where(step, f"{words}; the fault may as well be in step itself")
+            message += " as in the list"
+        self._in_step(step, message, 1).hint = "failed" if failed else ""
+
+    def _said_legal(self, step: Step) -> bool:
+        """Whether the engine was asked about all that was sent, and would take it."""
+        sent = {
+            row: tuple(step.actions[row].tolist()) for row in np.flatnonzero(step.listed).tolist()
+        }
+        legal = {a.row for a in step.state.answers if sent.get(a.row) in a.looked_at}
+        return legal == sent.keys()
 
     def end(self) -> None:
         for step, illegal, idle in self.counted:
@@ -132,9 +151,9 @@ class Refused(Check):
         )
         return f"state {state.number}: {words.replace('step raises', f'step raises {at}', 1)}"
 
-    def _in_step(self, step: Step, message: str, illegal: int) -> None:
+    def _in_step(self, step: Step, message: str, illegal: int) -> Symptom:
         rows, state = np.flatnonzero(step.listed), step.state
-        self.wrong(
+        return self.wrong(
             message,
             state.number,
             tuples=[tuple(step.actions[rows[0]].tolist())] if len(rows) == 1 else [],

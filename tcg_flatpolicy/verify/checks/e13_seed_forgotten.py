@@ -14,6 +14,12 @@ class Unseeded(Bug):
         return None
 
 
+class ResetIgnored(Bug):
+    """Is seeded by its constructor alone."""
+
+    reseeds = False
+
+
 class SeedForgotten(Check):
     """The same seed gives other lists.
 
@@ -26,7 +32,7 @@ class SeedForgotten(Check):
 
     code = "E13"
     lines = ("the same seed, the same lists",)
-    planted = {"unseeded": Unseeded}
+    planted = {"unseeded": Unseeded, "reset_ignored": ResetIgnored}
 
     def end(self) -> None:
         if self.world.died:
