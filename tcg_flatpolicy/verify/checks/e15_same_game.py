@@ -72,7 +72,8 @@ class SameGame(Check):
         if any(_hash(other, row) != self.openings.get(row, [None])[0] for row in rows):
             self.wrong(
                 f"from state 0 on, each of {len(self.openings)} rows began all its games with "
-                f"one and the same observation, {later} games after the first; another seed gives others",
+                f"one and the same observation, {later} games after the first; another "
+                "seed gives others",
                 0,
                 count=later,
             )
