@@ -270,7 +270,7 @@ class LegalLayout(Struct):
         said = self.count.view(data).reshape(len(data)).clone()  # environments write there
         counts = _whole(said, self.count)
         if ((counts < 0) | (counts > self.padding)).any():
-            raise self._overflow(counts.tolist())
+            raise self.overflow(counts.tolist())
         rows, starts = pack(counts)
         place = places(rows, starts)
         pieces = []
@@ -287,7 +287,7 @@ class LegalLayout(Struct):
         for j, field in enumerate(self.columns):
             yield field, actions[:, j], rows
 
-    def _overflow(self, counts: list[int]) -> ValueError:
+    def overflow(self, counts: list[int]) -> ValueError:
         """Of counts as int64, one of which lies outside 0..K."""
         row, count = next((r, n) for r, n in enumerate(counts) if not 0 <= n <= self.padding)
         if self.count.dtype == np.uint64:

@@ -304,7 +304,7 @@ class EnvironmentTests:
                 finding = outcome.findings[code]
                 seen = f"seen {finding.count:,} times, first in state {finding.state}"
                 lines.append(f"{code} {CODES[code].title}: {seen}")
-                lines.append(f"    {finding.message}\n    to fix: {CODES[code].mend}")
+                lines.append(f"    {finding.message}\n    to fix: {CODES[code].fix}")
             pytest.fail("\n".join(lines), pytrace=False)
 
 

@@ -64,10 +64,11 @@ def test_ways_to_import() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import tcg_flatpolicy.evaluate
-        from tcg_flatpolicy import cli
-        from tcg_flatpolicy.app import evaluate as new
         from tcg_flatpolicy.envs import essence_wars
         from tcg_flatpolicy.train import train
+
+        from tcg_flatpolicy import cli
+        from tcg_flatpolicy.app import evaluate as new
 
         assert tcg_flatpolicy.evaluate.play is new.play
         assert callable(cli.main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.broken import FAULTS
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 MYGAME = '''
 import gymnasium
@@ -295,7 +297,7 @@ def test_a_dict_observation_s_keys(verify: Any, tmp_path: Path) -> None:
 def test_an_engine_that_raises_is_a_finding(verify: Any) -> None:
     status, out, _ = verify("mygame:Late", "--steps", "100")
     assert status == 1
-    assert "E06" in out
+    assert "E16" in out
     assert "KeyError" in out
 
 
@@ -319,7 +321,7 @@ def test_codes_and_explanations(verify: Any) -> None:
     status, out, _ = verify("--explain", "e07")
     assert status == 0
     assert out.startswith("E07  the list is that of another state\n")
-    for words in (CODES["E07"].example, CODES["E07"].shows, CODES["E07"].mend):
+    for words in (CODES["E07"].example, CODES["E07"].shows, CODES["E07"].fix):
         assert words in out
 
 
@@ -404,10 +406,61 @@ def test_the_page_of_findings_is_the_table() -> None:
     )
 
 
+def test_the_readme_s_table_is_made_from_the_pages() -> None:
+    table = re.findall(r"(?m)^\| \| what \| how it shows \|\n(?:\|.*\n)+", README)
+    listed = re.findall(r"(?m)^\| ([EPT]\d\d) ", table[0])
+    assert len(listed) > 5
+    assert table == [codes.table(listed)]
+
+
 def test_every_code_is_found_in_some_test() -> None:
-    """The faulty environments and policies are in these files, by the code they must get."""
-    tests = ROOT / "tests"
-    files = {tests / "broken.py", *tests.glob("test_verify_*.py")} - {Path(__file__)}
-    text = "".join(file.read_text() for file in sorted(files))
-    missing = [code for code in CODES if f'"{code}"' not in text]
-    assert not missing, f"{missing} are in none of {sorted(file.name for file in files)}"
+    """Environments' bugs stand beside the checks; policies' and training's are in these files."""
+    text = "".join(file.read_text() for file in sorted((ROOT / "tests").glob("test_verify_*.py")))
+    found = set(FAULTS.values())
+    missing = [code for code in CODES if code not in found and f'"{code}"' not in text]
+    assert not missing
+
+
+NEW_CHECK = '''
+from tcg_flatpolicy.verify.checks import Check
+
+class LongList(Check):
+    """A list holds more than three tuples.
+
+    Why: there is much to choose from.
+
+    Example: any game.
+
+    Fix: list less.
+    """
+
+    code = "E99"
+    lines = ("lists are short",)
+
+    def see(self, state):
+        self.looked(len(state.lists.counts))
+        for row in (state.lists.counts > 3).nonzero()[0].tolist():
+            self.wrong(f"{state.where(row)} has a long list", state.number)
+'''
+
+
+def test_a_new_check_is_one_file(tmp_path: Path) -> None:
+    """It is audited, explained, and has its place in the page, in the order of codes."""
+    package = tmp_path / "tcg_flatpolicy"
+    shutil.copytree(ROOT / "tcg_flatpolicy", package)
+    (package / "verify" / "checks" / "long_list.py").write_text(NEW_CHECK)
+    script = """
+from tcg_flatpolicy.app import cli
+cli.main(["verify", "tcg_flatpolicy.verify.toy:Duel", "--steps", "50"])
+cli.main(["verify", "--explain", "E99"])
+cli.main(["verify", "--codes"])
+"""
+    arguments = [sys.executable, "-c", script]
+    done = subprocess.run(
+        arguments, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True
+    )
+    assert re.search(r"failed +lists are short  +E99", done.stdout)
+    assert re.search("E99  a list holds more than three tuples: .* first in state 0", done.stdout)
+    assert "E99  a list holds more than three tuples\n  for example: any game" in done.stdout
+    page = re.findall("^## (...): ", done.stdout, re.MULTILINE)
+    assert page.index("E14") < page.index("E99") < page.index("P01")

@@ -19,7 +19,7 @@ import pufferlib.vector
 import pytest
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.verify import CODES, environment
+from tcg_flatpolicy.verify import CODES, probe
 from tcg_flatpolicy.verify.adapters import (
     AECAdapter,
     GymnasiumAdapter,
@@ -28,27 +28,17 @@ from tcg_flatpolicy.verify.adapters import (
     VectorAdapter,
     adapt,
 )
-from tcg_flatpolicy.verify.environment import (
-    COUNT,
-    FLOATS,
-    LISTED_LEGAL,
-    MASKS,
-    MOVER,
-    ROOM,
-    SEED,
-    SOMEONE,
-    TAKEN,
-    UNLISTED,
-    WAITER,
-    audit_env,
-)
-from tests.broken import AEC, EVERY, FAULTS, SPEC, Duel, Match, Parallel, Solo, seen_by
-from tests.broken import ROOM as DUEL_ROOM
+from tcg_flatpolicy.verify.environment import CHECKS, audit_env
+from tcg_flatpolicy.verify.toy import EVERY, SPEC, Duel, Match
+from tcg_flatpolicy.verify.toy import ROOM as DUEL_ROOM
+from tests.broken import AEC, FAULTS, Parallel, Solo, seen_by
 from tests.games import Bandit
 
 pytestmark = pytest.mark.integration
 
 KEYS = ("n", "legal")
+_, _, COUNT, ROOM, TAKEN, LISTED_LEGAL, UNLISTED, SOMEONE, MOVER, WAITER = CHECKS[:10]
+MASKS, _, SEED, FLOATS, _ = CHECKS[10:]
 
 
 def statuses(report: Any) -> dict[str, str]:
@@ -191,11 +181,42 @@ def test_each_bug_is_reported_under_its_own_code_and_no_other(fault: str, code: 
     assert "state" in finding.message
 
 
+def test_a_seed_that_reset_ignores_shows_in_new_environments_too() -> None:
+    make = partial(Duel, 2, fault="reset_ignored")  # which its constructor seeds
+    report = audit_env(make(), steps=200, make=make)
+    assert list(report.findings) == ["E13"], report
+    assert "after reset(seed) give another list" in report.findings["E13"].message
+
+
+def test_a_game_without_chance_may_always_begin_alike() -> None:
+    class Certain(Duel):
+        def reset(self, seed: int | None = None) -> Any:
+            return super().reset(0)
+
+        def step(self, actions: Any) -> Any:
+            outcome = super().step(actions)
+            if self.terminals.any():
+                self.matches = [Match(np.random.default_rng(0)) for _ in self.matches]
+                self.observe()
+            return outcome
+
+    report = audit_env(Certain(1), steps=600)
+    assert report.ok, report
+
+
 @pytest.mark.parametrize("fault", ["refused", "not_refreshed", "floats_truncated"])
 def test_an_engine_that_raises_is_audited_as_well(fault: str) -> None:
     report = audit_env(Duel(2, fault=fault, illegal="raise"), steps=800)
     assert list(report.findings) == [FAULTS[fault]], report
     assert report.figures["states"] >= 800
+
+
+def test_a_step_that_fails_shows_where() -> None:
+    report = audit_env(Duel(1, fault="step_fails", protocol=False, illegal="raise"), steps=300)
+    assert list(report.findings) == ["E16"], report
+    message = report.findings["E16"].message
+    assert "IndexError: list index out of range" in message
+    assert "e16_step_fails.py, line 15, in played: return [0, 1, 2][action[1]]" in message
 
 
 def test_without_the_protocol_a_raising_step_is_a_refusal() -> None:
@@ -208,7 +229,7 @@ def test_without_the_protocol_a_raising_step_is_a_refusal() -> None:
     assert "ValueError: game" in message
     lines = Path(inspect.getsourcefile(Duel) or "").read_text().splitlines()
     number = 1 + next(i for i, line in enumerate(lines) if "is not legal" in line)
-    assert f"is not legal (broken.py, line {number}); the fault may as well be in step" in message
+    assert f"is not legal (toy.py, line {number}); the fault may as well be in step" in message
     assert report.checks[TAKEN].codes == ("E06",)
 
 
@@ -334,7 +355,7 @@ def test_exceptions_and_death_are_complaints(complaint: Any) -> None:
 
 
 def test_an_engine_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.3)
     here = os.getpid()
 
     def again() -> None:
@@ -434,7 +455,7 @@ class Uncleared(Solo):
         return {**observation, "n": max(int(observation["n"]) - self.too_small, 0)}, info
 
 
-@pytest.mark.parametrize("buffers", [1, 2, 3])
+@pytest.mark.parametrize("buffers", [1, 6])
 @pytest.mark.parametrize("at_the_end", [0, 20])
 def test_a_list_that_is_not_cleared_is_no_fault(buffers: int, at_the_end: int) -> None:
     env = Uncleared()
@@ -444,12 +465,12 @@ def test_a_list_that_is_not_cleared_is_no_fault(buffers: int, at_the_end: int) -
 
 
 def test_a_count_too_small_shows_though_lists_are_not_cleared() -> None:
-    class Unasked(Uncleared):
-        buffers, too_small = 2, 1
-        is_legal = None  # type: ignore[assignment]
-
-    report = audit_env(Unasked(), 300, layout=KEYS)
-    assert list(report.findings) == ["E04"], report
+    env = Uncleared()
+    env.buffers, env.too_small = 2, 1
+    assert list(audit_env(env, 300, layout=KEYS).findings) == ["E04"]
+    # What lies behind the count is no evidence by itself.
+    env.is_legal = None  # type: ignore[assignment]
+    assert audit_env(env, 300, layout=KEYS).ok
 
 
 class Seldom(Parallel):
@@ -481,6 +502,56 @@ def test_what_lists_held_before_the_audit_is_no_fault() -> None:
         audit_env(env, 40, layout=KEYS)
         report = audit_env(env, 100, layout=KEYS, seed=1)
         assert report.ok, report
+
+
+# Honest, and unusual.
+
+
+class Padded(Duel):
+    """Pads lists with a constant."""
+
+    def observe(self) -> None:
+        super().observe()
+        records = self.observations.view(self.dtype)[:, 0]
+        behind = np.arange(DUEL_ROOM) >= records["n"][:, None]
+        records["legal"][behind] = 255
+
+
+class Scratch(Duel):
+    """Writes all lists into one scratch struct, which is copied whole into each row."""
+
+    def observe(self) -> None:
+        super().observe()
+        scratch = self.__dict__.setdefault("scratch", np.zeros((DUEL_ROOM, 3), np.uint8))
+        for record in self.observations.view(self.dtype)[:, 0]:
+            scratch[: record["n"]] = record["legal"][: record["n"]]
+            record["legal"] = scratch
+
+
+class Shuffled(Duel):
+    """Lists what is legal in another order each time, whatever the seed."""
+
+    def said(self, player: int, match: Match) -> Any:
+        legal = super().said(player, match)
+        return [legal[i] for i in np.random.default_rng().permutation(len(legal))]
+
+
+class CountsWaiters(Duel):
+    """Counts the no-op of whoever waits as illegal."""
+
+    def step(self, actions: Any) -> Any:
+        outcome = super().step(actions)
+        self.illegal_actions += len(self.matches)
+        return outcome
+
+
+@pytest.mark.parametrize("protocol", [True, False])
+@pytest.mark.parametrize("kind", [Padded, Scratch, Shuffled, CountsWaiters])
+def test_honest_and_unusual_engines_give_no_finding(kind: Any, protocol: bool) -> None:
+    report = audit_env(kind(4, protocol=protocol), steps=600)
+    assert report.ok, report
+    notes = [note for note in report.notes if "order" in note]
+    assert bool(notes) == (kind is Shuffled)
 
 
 # Nobody to move, and the end of an episode.

@@ -168,7 +168,7 @@ def explanation(code: str) -> str:
         f"{code.upper()}  {about.title}\n"
         f"  for example: {about.example}\n"
         f"  in training: {about.shows}\n"
-        f"  fix: {about.mend}"
+        f"  fix: {about.fix}"
     )
 
 

@@ -33,7 +33,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import gymnasium
@@ -449,9 +448,7 @@ class Lists:
         places: (N,) int64, of each tuple in its row's list.
         counts: (B,) int64, how many tuples of each row were read.
         said: (B,) int64, the count as the observation has it.
-        behind: (B,) bool: something other than zeros follows the counted tuples, and is not what
-            stood in the same place in the state before (a list that is not cleared).
-        first_behind: (B,) int64: the place of the first of it; meaningless elsewhere.
+        behind: (B,) int64: how many tuples behind the counted ones are other than zeros.
         following: (B, 1 + slots) int64: what follows the last counted tuple; zeros if nothing does.
         room: how many tuples a list has room for; None where lists have no padding.
         most_count: the largest number that the count can be; None if it has no bound.
@@ -462,8 +459,7 @@ class Lists:
     places: IntArray
     counts: IntArray
     said: IntArray
-    behind: BoolArray
-    first_behind: IntArray
+    behind: IntArray
     following: IntArray
     room: int | None = None
     most_count: int | None = None
@@ -482,14 +478,27 @@ class Lists:
     @cached_property
     def digests(self) -> npt.NDArray[np.uint64]:
         """(B,) uint64: equal for equal lists in equal order; 0 for an empty one."""
+        places = (2 * self.places + 1).astype(np.uint64)
+        return self._sums((self._mixed ^ (self._mixed >> np.uint64(32))) * places)
+
+    @cached_property
+    def sets(self) -> npt.NDArray[np.uint64]:
+        """(B,) uint64: equal for equal lists in any order; 0 for an empty one."""
+        return self._sums(self._mixed)
+
+    @cached_property
+    def _mixed(self) -> npt.NDArray[np.uint64]:
+        """(N,) uint64: a hash of each tuple."""
         slots = self.actions.shape[1]
         mixed = (self.actions.astype(np.uint64) * _WEIGHTS[:slots]).sum(axis=1, dtype=np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * _ODD + np.uint64(1)
-        mixed = (mixed ^ (mixed >> np.uint64(32))) * (2 * self.places + 1).astype(np.uint64)
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-        starts = self.starts
-        digests: npt.NDArray[np.uint64] = sums[starts + self.counts] - sums[starts]
-        return digests
+        hashes: npt.NDArray[np.uint64] = mixed
+        return hashes
+
+    def _sums(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes, dtype=np.uint64)])
+        of_rows: npt.NDArray[np.uint64] = sums[self.starts + self.counts] - sums[self.starts]
+        return of_rows
 
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -529,18 +538,7 @@ class Reader(ABC):
         return heads
 
 
-REMEMBERED = 3
-"""Lists of each row that are kept, to know what is not cleared from what is new: an engine may
-write into two or three buffers in turn."""
-
-
 class _PaddedReader(Reader):
-    def __init__(self) -> None:
-        self._earlier: list[list[npt.NDArray[Any]]] = []
-        """What stood in the columns, newest first; of each row when it was last shown."""
-        self._known = np.zeros(0, dtype=bool)
-        """(B,) bool: rows that were shown before."""
-
     def _from_padded(
         self,
         said: npt.NDArray[Any],
@@ -548,7 +546,7 @@ class _PaddedReader(Reader):
         live: BoolArray,
         most_count: int | None,
     ) -> Lists:
-        """From counts (B,) and one (B, K) array a value of the tuples, which are kept."""
+        """From counts (B,) and one (B, K) array a value of the tuples."""
         room = columns[0].shape[1]
         said = np.where(live, _whole(said), 0)
         counts = np.clip(said, 0, room)
@@ -564,55 +562,14 @@ class _PaddedReader(Reader):
         for column in columns[1:]:
             behind |= column != 0
         behind &= ~counted & live[:, None]
-        behind = self._new(behind, columns)
-        self._remember(columns, live)
-        return Lists(
-            actions,
-            rows,
-            places,
-            counts,
-            said,
-            np.asarray(behind.any(axis=1)),
-            behind.argmax(axis=1),
-            following,
-            room,
-            most_count,
-        )
-
-    def _new(self, behind: npt.NDArray[Any], columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """(B, K) bool: what of it was not there in an earlier state; nothing of a row's first."""
-        if not self._earlier:
-            return np.zeros_like(behind)
-        behind &= self._known[:, None]
-        for earlier in self._earlier:
-            if not behind.any():
-                break
-            same = [c == e for c, e in zip(columns, earlier, strict=True)]
-            behind &= ~np.logical_and.reduce(same)
-        return behind
-
-    def _remember(self, columns: list[npt.NDArray[Any]], live: BoolArray) -> None:
-        shown = live
-        if not live.all():  # others show the end of their episode, or zeros for an absent agent
-            shown = live | np.logical_or.reduce([(column != 0).any(axis=1) for column in columns])
-        if not self._earlier:
-            self._known = np.zeros(len(live), dtype=bool)
-            self._earlier = [[np.zeros_like(c) for c in columns] for _ in range(REMEMBERED)]
-        if shown.all():
-            self._earlier = [columns, *self._earlier[:-1]]
-        else:
-            kept = [columns, *self._earlier]
-            for newer, older in reversed(list(pairwise(kept))):
-                for into, values in zip(older, newer, strict=True):
-                    into[shown] = values[shown]
-        self._known |= shown
+        totals = np.asarray(behind.sum(axis=1))
+        return Lists(actions, rows, places, counts, said, totals, following, room, most_count)
 
 
 class LayoutReader(_PaddedReader):
     """Reads flat observations by a `LegalLayout`."""
 
     def __init__(self, layout: LegalLayout) -> None:
-        super().__init__()
         self.layout = layout
         kind = layout.count.dtype
         self._most_count = int(np.iinfo(kind).max) if kind.kind in "iu" else None
@@ -641,8 +598,7 @@ class LayoutReader(_PaddedReader):
         """As `Reader.read`."""
         records = self._records(shown)
         said, views = self.layout.list_arrays(records)
-        columns = [np.array(view) for view in views]
-        return self._from_padded(said, columns, shown.live, self._most_count)
+        return self._from_padded(said, views, shown.live, self._most_count)
 
     def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
         """As `Reader.field`."""
@@ -653,7 +609,6 @@ class NamesReader(_PaddedReader):
     """Reads Dict observations: a count and a padded (K, 1 + slots) list under two keys."""
 
     def __init__(self, count: str, actions: str) -> None:
-        super().__init__()
         self._count, self._actions = count, actions
         self._blanks: dict[str, npt.NDArray[Any]] = {}
         """By key, what stands for the value of an absent agent."""
@@ -667,7 +622,7 @@ class NamesReader(_PaddedReader):
                 f"{self._actions!r} must be (K, 1 + slots) in an observation, it is "
                 f"{padded.shape[1:]}"
             )
-        columns = [np.array(padded[:, :, j]) for j in range(padded.shape[2])]
+        columns = list(np.moveaxis(padded, -1, 0))
         return self._from_padded(said, columns, shown.live, None)
 
     def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
@@ -719,17 +674,8 @@ class CallableReader(Reader):
         actions = _whole(np.array(flat).reshape(len(flat), self._width))
         rows = np.repeat(np.arange(len(lists)), counts)
         places = np.arange(len(flat)) - (np.cumsum(counts) - counts)[rows]
-        none = np.zeros(len(lists), dtype=bool)
-        return Lists(
-            actions,
-            rows,
-            places,
-            counts,
-            counts,
-            none,
-            np.zeros_like(counts),
-            np.zeros((len(lists), self._width), dtype=np.int64),
-        )
+        following = np.zeros((len(lists), self._width), dtype=np.int64)
+        return Lists(actions, rows, places, counts, counts, np.zeros_like(counts), following)
 
     def field(self, shown: Shown, name: str) -> npt.NDArray[Any]:
         """As `Reader.field`."""

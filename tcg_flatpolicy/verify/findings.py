@@ -16,7 +16,7 @@ class Finding:
     """A fault that was seen, once or more."""
 
     code: str
-    """One of `CODES`, which says what it is, how it shows in training and how to mend it."""
+    """One of `CODES`, which says what it is, how it shows in training and how to fix it."""
     message: str
     """The first occurrence, in words: where, the value, what was expected."""
     state: int
@@ -69,6 +69,8 @@ class Report:
     """By code, in order of first occurrence."""
     figures: dict[str, float] = field(default_factory=dict)
     """What else was measured: steps, seconds, shares."""
+    notes: list[str] = field(default_factory=list)
+    """What is no fault, and good to know."""
 
     @property
     def ok(self) -> bool:
@@ -120,10 +122,11 @@ class Report:
             "ok": self.ok,
             "checks": [{**asdict(c), "status": c.status} for c in self.checks.values()],
             "findings": [
-                {**asdict(f), "title": CODES[f.code].title, "mend": CODES[f.code].mend}
+                {**asdict(f), "title": CODES[f.code].title, "fix": CODES[f.code].fix}
                 for f in self.findings.values()
             ],
             "figures": dict(self.figures),
+            "notes": list(self.notes),
             **provenance(),
         }
 
@@ -147,6 +150,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {check.status:<8}{check.name:<{width}}  {words}"
     for name, value in report.figures.items():
         yield f"  {name}: {value:,.6g}"
+    for note in report.notes:
+        yield f"  note: {note}"
     if report.ok:
         yield "  no findings"
     for finding in report.findings.values():
@@ -155,7 +160,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield ""
         yield f"  {finding.code}  {code.title}: {times}, first in state {finding.state}"
         yield f"      {finding.message}"
-        yield f"      to mend: {code.mend}"
+        yield f"      to fix: {code.fix}"
 
 
 def merged(subject: str, reports: Mapping[str, Report]) -> Report:
@@ -172,5 +177,6 @@ def merged(subject: str, reports: Mapping[str, Report]) -> Report:
                 whole.findings[finding.code] = Finding(**asdict(finding))
             else:
                 known.count += finding.count
+        whole.notes += [f"{key}: {note}" for note in report.notes]
         whole.figures.update({f"{key}: {name}": v for name, v in report.figures.items()})
     return whole

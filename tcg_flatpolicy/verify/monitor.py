@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tcg_flatpolicy.fields import Field
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.meaning import meaning
 from tcg_flatpolicy.spec import ActionSpec, IntArray
@@ -313,15 +312,16 @@ class LegalityMonitor:
         return report
 
     def _copy_lists(self, observations: Any, agents: Any, masks: Any) -> _Lists:
-        data = self._bytes(observations)
-        counts = _whole(_view(data, self.layout.count).reshape(len(data)))
+        records = self._bytes(observations).view(self.layout.dtype)[:, 0]
+        said, columns = self.layout.list_arrays(records)
+        counts = _whole(said)
         self._rows += len(counts)
         padding = self.layout.padding
         if len(counts) and (counts.min() < 0 or counts.max() > padding):
             counts = self._clipped(counts)
         rows = np.repeat(np.arange(len(counts)), counts)
         places = np.arange(len(rows)) - (counts.cumsum() - counts)[rows]
-        slots = [_whole(_view(data, column)[rows, places]) for column in self.layout.columns]
+        slots = [_whole(column[rows, places]) for column in columns]
         active = None if np.all(masks) else np.array(masks, dtype=bool).reshape(len(counts))
         return _Lists(slots, rows, counts, np.asarray(agents), active)
 
@@ -339,10 +339,7 @@ class LegalityMonitor:
         """Counts within 0..K, of some that are not."""
         padding = self.layout.padding
         broken = np.flatnonzero((counts < 0) | (counts > padding))
-        message = (
-            f"row {broken[0]}: {self.layout.count_name} says {counts[broken[0]]} legal actions, "
-            f"outside 0..{padding}, the room of {self.layout.action_names}"
-        )
+        message = str(self.layout.overflow(counts.tolist()))
         if self.on_illegal == "raise":
             raise ValueError(f"state {self._states}, {message}")
         self._broken += len(broken)
@@ -443,14 +440,6 @@ class LegalityMonitor:
     def _words(self, action: tuple[int, ...]) -> str:
         problem = self.spec.explain(action)
         return self.spec.describe(action) if problem is None else f"{action}, where {problem}"
-
-
-def _view(data: npt.NDArray[np.uint8], field: Field) -> npt.NDArray[Any]:
-    """(B, *shape) of a field in (B, nbytes) rows that follow one another, without a copy."""
-    shape, strides = (len(data), *field.shape), (data.strides[0], *field.strides)
-    if not len(data):
-        return np.empty(shape, field.dtype)
-    return np.ndarray(shape, field.dtype, data, field.offset, strides)
 
 
 def _whole(values: npt.NDArray[Any]) -> IntArray:

@@ -675,7 +675,7 @@ class _Audit:
             self.report.skip(
                 SUMS,
                 f"{float(mass.mean()):.1%} of the mass is on tuples that are not listed, as the "
-                "draws are; mend that first",
+                "draws are; fix that first",
             )
         if self.offences.total and not self.report.checks[ENTROPY].cases:
             self.report.skip(ENTROPY, "no state whose probabilities sum to 1, see the draws")
