@@ -11,11 +11,12 @@ from tcg_flatpolicy.heads import HEADS, AutoregressiveHead, FlatHead, Head, Lega
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.roles import Entity, Index, OneOf, Role
+from tcg_flatpolicy.saving import save
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, Primary
 
 if TYPE_CHECKING:
-    from tcg_flatpolicy.puffer import FlatPolicy, Greedy, Policy, RecurrentPolicy, TopK
+    from tcg_flatpolicy.puffer import FlatPolicy, Greedy, Policy, RecurrentPolicy, TopK, load
 
 __all__ = [
     "HEADS",
@@ -43,9 +44,11 @@ __all__ = [
     "TopK",
     "TupleScorer",
     "encoders",
+    "load",
+    "save",
 ]
 
-_PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK"}
+_PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK", "load"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ Shapes: S segments of T steps (one step: T = 1), B = S * T rows, D hidden size, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.memory import LSTM, Carried
 from tcg_flatpolicy.operators import wide
+from tcg_flatpolicy.saving import save
 from tcg_flatpolicy.spec import ActionSpec
 
 
@@ -72,7 +74,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         if invalid not in ("raise", "drop"):
             raise ValueError(f"invalid must be 'raise' or 'drop', got {invalid!r}")
-        self.spec = spec
+        self.spec, self.width = spec, width
         self.layout = layout.with_spec(spec, Dropped() if invalid == "drop" else None)
         self.encoder = encoder or FieldEncoder(self.layout, hidden_size)
         if not isinstance(self.encoder, Encoder):
@@ -123,6 +125,10 @@ class ActorCritic(nn.Module):
     def dropped(self) -> int:
         """How many listings outside the spec were left out, each time that they were read."""
         return self.layout.dropped.count if self.layout.dropped else 0
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights, spec, layout and recipes to one file, whole; ``fp.load`` reads it."""
+        save(self, path)
 
     def forward(self, observations: Tensor, carried: Carried | None = None) -> Any:
         """Decides (S, columns) of one step or (S, T, columns) of segments: a Decided of S * T rows.

@@ -5,10 +5,11 @@ Shapes: B rows of observations, D hidden size, n entities of a name, E their siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from numpy import ndindex
 from torch import Tensor, nn
 
 from tcg_flatpolicy.layout import LegalLayout
@@ -55,6 +56,16 @@ class FieldEncoder(nn.Module):
         first, second = nn.Linear(numbers, hidden_size), nn.Linear(hidden_size, hidden_size)
         norms = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
+
+    def recipe(self) -> dict[str, Any]:
+        """The arguments after the layout, in plain values."""
+        return {"hidden_size": self.hidden_size}
+
+    def named_axes(self) -> dict[str, tuple[Any, ...]]:
+        """What the columns of the first layer are of; see :mod:`tcg_flatpolicy.saving`."""
+        places = ((field.name, place) for field in self.fields for place in ndindex(field.shape))
+        columns = {f"{name}{list(place) or ''}": 1 for name, place in places}
+        return {"net.0.weight": ("net.0.weight", None, columns)}
 
     def forward(self, observations: Tensor) -> Encoding:
         """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
@@ -143,3 +154,7 @@ def _together(parts: Tensor) -> Tensor:
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count.clamp(min=1)
     return torch.stack([count, mean, (squares + counts * (means - mean) ** 2).sum(0)])
+
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"FieldEncoder": FieldEncoder}
+"""Those that a file may name; each is called with a layout and what its recipe() gives."""

@@ -6,7 +6,7 @@ Shapes: B rows, N legal tuples in the whole batch, D hidden size, E embedding si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import RowTable, Weights
+from tcg_flatpolicy.table import RowTable, Source, Weights, part_names, primary_names
 
 
 class TupleScorer(nn.Module):
@@ -164,6 +164,26 @@ class TupleScorer(nn.Module):
 
     def _weights(self) -> Weights:
         return Weights(self.embeddings, self.index_projections, self.entity_projections)
+
+    def named_axes(self) -> dict[str, tuple[Any, ...]]:
+        """What the rows of parameters are of; see :mod:`tcg_flatpolicy.saving`."""
+        names = part_names(self.spec)
+
+        def columns(sources: Sequence[Source]) -> dict[str, int]:
+            return {names[part]: len(self.readout) for one in sources for part in one.parts}
+
+        found: dict[str, tuple[Any, ...]] = {}
+        found["primaries"] = ("primaries", primary_names(self.spec), None)
+        if self.embeddings is not None:
+            learned = sorted(self.table.learned, key=lambda one: one.begin)
+            roles = [(one.parts[0].role, one.rows) for one in learned]
+            rows = {f"{type(role).__name__} {role.name!r}": count for role, count in roles}
+            found["embeddings"] = ("embeddings", rows, None)
+            found["index_projections"] = ("index_projections", None, columns(self.table.learned))
+        for place, one in enumerate(self.table.encoded):
+            of_entity = (f"entity_projections.{place}", None, columns([one]))
+            found[f"entity_projections of {one.name!r}"] = of_entity
+        return found
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         rows = state_dict.get(prefix + "primaries")

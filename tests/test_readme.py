@@ -50,7 +50,7 @@ def execute(tmp_path: Path) -> Any:
 
 
 def test_every_python_block_is_tested() -> None:
-    assert len(BLOCKS) == README.count("```python") == 8
+    assert len(BLOCKS) == README.count("```python") == 9
 
 
 @pytest.mark.parametrize("name", ["native", "gymnasium"])
@@ -65,6 +65,23 @@ def test_own_environments(execute: Callable[..., Any], name: str) -> None:
     legal = layout.read(observations)
     assert legal.contains(trainer.actions.flatten(0, 1)).all()
     assert legal.counts.float().mean() > 2
+
+
+def test_a_policy_is_kept(
+    execute: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    native = execute("native", {})
+    trained = native["policy"]
+    namespace = execute("keep", native)
+    observations = torch.as_tensor(native["vecenv"].driver_env.observations)
+    legal = trained.layout.read(observations)
+    for kept in (namespace["policy"], namespace["grown"]):
+        distribution, _ = kept.distribution(observations)
+        torch.testing.assert_close(
+            distribution.logits, trained.distribution(observations)[0].logits
+        )
+    assert namespace["grown"].layout.read(observations).counts.equal(legal.counts)
 
 
 def test_the_encoder(execute: Callable[..., Any]) -> None:

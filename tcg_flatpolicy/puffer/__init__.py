@@ -2,10 +2,17 @@
 
 from tcg_flatpolicy.puffer.contract import MISSING_PUFFERLIB, check_contract, compensated
 from tcg_flatpolicy.puffer.face import LegalNormal
+from tcg_flatpolicy.puffer.loading import load
 from tcg_flatpolicy.puffer.next_generation import NextGenerationPolicy
 from tcg_flatpolicy.puffer.play import Greedy, TopK
 from tcg_flatpolicy.puffer.policy import FlatPolicy, Policy, RecurrentPolicy
-from tcg_flatpolicy.puffer.trainer_state import restore_trainer, trainer_state
+from tcg_flatpolicy.puffer.replay import recorded
+from tcg_flatpolicy.puffer.trainer_state import (
+    restore_trainer,
+    resume_trainer,
+    save_trainer,
+    trainer_state,
+)
 
 __all__ = [
     "MISSING_PUFFERLIB",
@@ -18,6 +25,10 @@ __all__ = [
     "TopK",
     "check_contract",
     "compensated",
+    "load",
+    "recorded",
     "restore_trainer",
+    "resume_trainer",
+    "save_trainer",
     "trainer_state",
 ]

@@ -286,6 +286,7 @@ class RecurrentPolicy(Policy):
                 "layout": policy.layout,
                 "encoder": policy.encoder,
                 "head": lambda *sizes: policy.head,
+                "width": policy.width,
                 "invalid": "drop" if policy.layout.dropped else "raise",
                 **arguments,
             }
