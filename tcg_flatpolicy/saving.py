@@ -127,7 +127,7 @@ def encoder_of(path: str | Path, saved: Mapping[str, Any], layout: LegalLayout) 
     """A saved encoder, with new weights; a ValueError for one of the user's own."""
     for kind in ENCODERS.values():
         if class_name(kind) == saved["class"]:
-            return kind(layout, **saved["recipe"])
+            return kind.of_recipe(layout, saved["recipe"])
     raise ValueError(
         f"{path} has an encoder of your own, {saved['class']}, which a file does not import: make "
         "one as it was made for that policy, and pass it as load(path, env, encoder=...)"
