@@ -85,6 +85,7 @@ def save(policy: Any, path: str | Path) -> None:
             "invalid": "drop" if policy.layout.dropped else "raise",
             "recurrent": policy.recurrent,
             "first_step": policy.first_step,
+            "critic_only": list(policy.critic_only),
         },
         "head": {"class": class_name(head), "path_entropy": getattr(head, "path_entropy", None)},
         "encoder": {"class": class_name(encoder), "recipe": encoder.recipe() if known else None},

@@ -33,7 +33,9 @@ def load(
 
     Args:
         path: of the file.
-        env: as for Policy; its spec and layout must be those that the policy was saved with.
+        env: as for Policy; its spec and layout must be those that the policy was saved with. A
+            layout that has none of the fields of ``critic_only`` will do to play: the value is then
+            an untrained one without them.
         encoder: in the place of the saved one; needed if that is of a class of your own.
         head: likewise, a factory as for Policy.
         kind: the policy's class; needed if it is of your own. It is called as Policy is.
@@ -56,8 +58,18 @@ def load(
         )
     kind = kind or KINDS[saved["kind"]]
     spec, layout = meaning(env, spec=spec, layout=layout)
+    own, hidden = saving.layout_facts(layout), saved["arguments"]["critic_only"]
+    for_play = bool(hidden) and not any(f"field {name!r}" in own for name in hidden)
+    if for_play:  # the policy never saw them, and the value is not asked
+        saved["arguments"]["critic_only"] = ()
+        for what, prefixes in (
+            ("layout", tuple(f"field {name!r}" for name in hidden)),
+            ("axes", "value."),
+            ("weights", "value."),
+        ):
+            saved[what] = {n: v for n, v in saved[what].items() if not n.startswith(prefixes)}
     saving.check_facts(path, "spec", saved["spec"], saving.spec_facts(spec), grow)
-    saving.check_facts(path, "layout", saved["layout"], saving.layout_facts(layout), grow)
+    saving.check_facts(path, "layout", saved["layout"], own, grow)
     arguments = dict(saved["arguments"])
     arguments["encoder"] = encoder or saving.encoder_of(path, saved["encoder"], layout)
     arguments["head"] = head or saving.head_of(path, saved["head"])
@@ -72,6 +84,8 @@ def load(
     if saved["head"]["path_entropy"] is not None:
         policy.head.path_entropy = saved["head"]["path_entropy"]
     weights = saving.grown(path, saved, policy) if grow else saved["weights"]
+    if for_play:
+        weights |= policy.value.state_dict(prefix="value.")
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
