@@ -14,6 +14,7 @@ from tcg_flatpolicy.invalid import Dropped, InvalidActionWarning
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.roles import Entity, Index, OneOf, Role
+from tcg_flatpolicy.saving import save
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec, Primary
 from tcg_flatpolicy.table import Lookup
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
         RecurrentPolicy,
         TopK,
         WinRate,
-        config,
+        load,
         play_games,
-        trainer,
     )
+    from tcg_flatpolicy.puffer.config import config, trainer
 
 __all__ = [
     "HEADS",
@@ -65,14 +66,16 @@ __all__ = [
     "adapters",
     "config",
     "encoders",
+    "load",
     "play_games",
+    "save",
     "trainer",
 ]
 
 sys.meta_path.append(OldModules())
 
 _PUFFER = {"FlatPolicy", "Greedy", "Policy", "RecurrentPolicy", "TopK", "WinRate"}
-_PUFFER |= {"RandomLegal", "config", "play_games", "trainer"}
+_PUFFER |= {"RandomLegal", "config", "load", "play_games", "trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,11 +5,14 @@ Shapes: S segments of T steps (one step: T = 1), B = S * T rows, D hidden size, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tcg_flatpolicy.critic import Critic
 from tcg_flatpolicy.distribution import TupleDistribution
 from tcg_flatpolicy.encoders import Encoder, Encoding, FieldEncoder
 from tcg_flatpolicy.exploration import Exploration
@@ -18,8 +21,9 @@ from tcg_flatpolicy.invalid import Dropped
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.memory import LSTM, Carried
 from tcg_flatpolicy.operators import wide
+from tcg_flatpolicy.saving import save
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import Entities
+from tcg_flatpolicy.table import Embedded
 
 
 class Decided(NamedTuple):
@@ -48,9 +52,11 @@ class ActorCritic(nn.Module):
         first_step: name of a field that is not 0 in a game's first step, where the LSTM forgets.
         invalid: what a listed tuple outside the spec does: "raise", or "drop", which leaves it out
             of the list, counts it in ``dropped`` and warns once of each kind.
+        critic_only: names of fields that the value sees and nothing else does: the encoder gets
+            zeros in their place, and a FieldEncoder leaves them out.
 
     Raises:
-        KeyError: no field named first_step.
+        KeyError: no field named first_step, or as critic_only says.
         TypeError: an encoder that does not declare its sizes, or a first_step that is a struct.
         ValueError: an argument out of its range, or two that do not fit: spec and layout, an
             Entity that the encoder does not embed, a first_step with no LSTM to clear.
@@ -68,13 +74,15 @@ class ActorCritic(nn.Module):
         recurrent: bool = False,
         first_step: str | None = None,
         invalid: str = "raise",
+        critic_only: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if invalid not in ("raise", "drop"):
             raise ValueError(f"invalid must be 'raise' or 'drop', got {invalid!r}")
-        self.spec = spec
+        self.spec, self.width = spec, width
         self.layout = layout.with_spec(spec, Dropped() if invalid == "drop" else None)
-        self.encoder = encoder or FieldEncoder(self.layout, hidden_size)
+        self.critic_only = tuple(critic_only)
+        self.encoder = encoder or FieldEncoder(self.layout, hidden_size, self.critic_only)
         if not isinstance(self.encoder, Encoder):
             raise TypeError(
                 f"{type(self.encoder).__name__} must declare hidden_size and entity_sizes "
@@ -82,12 +90,18 @@ class ActorCritic(nn.Module):
             )
         self.hidden_size = int(self.encoder.hidden_size)
         self.head = make_head(head, spec, self.hidden_size, self.encoder.entity_sizes, width)
-        self.value = nn.Linear(self.hidden_size, 1)
+        self.value: Any = nn.Linear(self.hidden_size, 1)
+        if critic_only:
+            self.value = Critic(self.layout, self.critic_only, self.hidden_size)
         self.exploration = Exploration()
         if recurrent:
             self.lstm = LSTM(self.hidden_size)
         self.recurrent, self.first_step = recurrent, first_step
         if first_step is not None:
+            if first_step in critic_only:
+                raise ValueError(
+                    f"first_step={first_step!r} is read by the policy; not critic_only"
+                )
             if not recurrent:
                 raise ValueError(f"first_step={first_step!r} clears an LSTM, and there is none")
             numbers = self.layout.find(first_step).numbers
@@ -124,6 +138,10 @@ class ActorCritic(nn.Module):
         """How many listings outside the spec were left out, each time that they were read."""
         return self.layout.dropped.count if self.layout.dropped else 0
 
+    def save(self, path: str | Path) -> None:
+        """Writes weights, spec, layout and recipes to one file, whole; ``fp.load`` reads it."""
+        save(self, path)
+
     def forward(self, observations: Tensor, carried: Carried | None = None) -> Any:
         """Decides (S, columns) of one step or (S, T, columns) of segments: a Decided of S * T rows.
 
@@ -142,10 +160,12 @@ class ActorCritic(nn.Module):
         rows = observations.flatten(0, -2)
         hidden, entities = self.encode(rows)
         hidden, carried = self.remember(hidden, observations, carried)
-        return Decided(self.decide(rows, hidden, entities), self.values(hidden), carried)
+        return Decided(self.decide(rows, hidden, entities), self.values(hidden, rows), carried)
 
     def encode(self, rows: Tensor) -> Encoding:
         """Observations (B, columns) -> hidden (B, D) and entities {name: (B, n, E)}."""
+        if self.critic_only:
+            rows = self.value.hide(rows)
         encoding = self.encoder(rows)
         if not isinstance(encoding, tuple) or len(encoding) != 2:
             raise TypeError(
@@ -168,13 +188,13 @@ class ActorCritic(nn.Module):
         hidden, carried = self.lstm(hidden.unflatten(0, shape), carried, first)
         return hidden.flatten(0, 1), carried
 
-    def decide(self, rows: Tensor, hidden: Tensor, entities: Entities) -> TupleDistribution:
+    def decide(self, rows: Tensor, hidden: Tensor, entities: Embedded) -> TupleDistribution:
         """Observations (B, columns), hidden (B, D), {name: (B, n, E)} -> the distribution."""
         return decide(self.head, rows, self.layout, hidden, entities, self.exploration)
 
-    def values(self, hidden: Tensor) -> Tensor:
-        """Hidden (B, D) -> (B, 1), in float32 or better."""
-        return wide(self.value(hidden))
+    def values(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Hidden (B, D), observations (B, columns) -> (B, 1), in float32 or better."""
+        return wide(self.value(hidden, rows) if self.critic_only else self.value(hidden))
 
     def __setattr__(self, name: str, value: Any) -> None:
         ours = name == "lstm" and isinstance(value, nn.LSTM)

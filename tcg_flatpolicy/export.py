@@ -77,7 +77,7 @@ class PaddedPolicy(nn.Module):
         self.head = _with_padded_form(inner.head)
         self.first_step = inner.first_step
         self.temperature, self.epsilon = inner.temperature, inner.epsilon
-        limits = torch.as_tensor(inner.spec.limits, device=inner.value.weight.device)
+        limits = torch.as_tensor(inner.spec.limits, device=next(inner.value.parameters()).device)
         self.register_buffer("limits", limits, persistent=False)
 
     def forward(
@@ -103,7 +103,8 @@ class PaddedPolicy(nn.Module):
             log_probs (B, K) float32: -inf behind the count and where a tuple is listed again, so
             a row without a legal tuple (it plays the spec's no-op) is -inf throughout. A row that
             is NaN throughout has a count outside 0..K or a tuple outside the spec, or the weights
-            are broken. Then values (B,) float32 and, of a recurrent policy, lstm_h and lstm_c.
+            are broken. Then values (B,) float32, NaN of a policy with ``critic_only``, and, of a
+            recurrent policy, lstm_h and lstm_c.
         """
         hidden, looked_up = self.encoder(fields)
         entities = as_tensors(looked_up)
@@ -220,6 +221,8 @@ def export_program(policy: nn.Module, observations: Tensor) -> ExportedProgram:
     log_probs = face.distribution.log_prob(legal.transpose(0, 1)).t()
     behind = torch.arange(legal.shape[1]) >= n_legal.unsqueeze(1)
     log_probs = log_probs.masked_fill(behind, -math.inf)
+    if inner.critic_only:  # which nobody sends
+        value = torch.full_like(value, math.nan)
     wanted = {"log_probs": log_probs, "value": value.reshape(rows)}
     wanted |= {name: after[name] for name in state}
     got = PaddedPolicy(exact).eval()(fields, legal, n_legal, *carried)

@@ -6,7 +6,7 @@ Shapes: B rows, N legal tuples in the whole batch, D hidden size, E embedding si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,16 @@ from tcg_flatpolicy.kernels import cpu
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import Entities, Lookup, RowTable, Weights, as_tensors
+from tcg_flatpolicy.table import (
+    Embedded,
+    Lookup,
+    RowTable,
+    Source,
+    Weights,
+    as_tensors,
+    part_names,
+    primary_names,
+)
 
 
 class TupleScorer(nn.Module):
@@ -82,7 +91,7 @@ class TupleScorer(nn.Module):
         self.readout = nn.Parameter(torch.randn(width) * 0.1 / width**0.5)
         self.readout_of_state = nn.Parameter(fan_in(width, width) * 0.01)
 
-    def forward(self, hidden: Tensor, entities: Entities, legal: LegalActions) -> Tensor:
+    def forward(self, hidden: Tensor, entities: Embedded, legal: LegalActions) -> Tensor:
         """Scores of the legal tuples.
 
         Args:
@@ -100,14 +109,14 @@ class TupleScorer(nn.Module):
         return self._scores(hidden, entities, legal, normalised=False)[0]
 
     def categorical(
-        self, hidden: Tensor, entities: Entities, legal: LegalActions
+        self, hidden: Tensor, entities: Embedded, legal: LegalActions
     ) -> LegalCategorical:
         """The categorical of the scores; takes and raises what :meth:`forward` does."""
         scores, known = self._scores(hidden, entities, legal, legal.known_distinct)
         return LegalCategorical(legal, scores, known=known)
 
     def _scores(
-        self, hidden: Tensor, entities: Entities, legal: LegalActions, normalised: bool
+        self, hidden: Tensor, entities: Embedded, legal: LegalActions, normalised: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Scores (N,); and of a kernel that is to normalise them, log-softmax and entropies."""
         check_encoding(self.spec, hidden, self.hidden_size, entities, self.entity_sizes, legal)
@@ -133,7 +142,7 @@ class TupleScorer(nn.Module):
         codes = torch.cat([primaries.unsqueeze(1), states, held], dim=1)
         return _sum_and_read([table, readout.to(table.dtype)], [codes, own])[0], None
 
-    def _pieces(self, entities: Entities) -> tuple[list[Tensor], list[Tensor], dict[int, Tensor]]:
+    def _pieces(self, entities: Embedded) -> tuple[list[Tensor], list[Tensor], dict[int, Tensor]]:
         """What the kernel's sources are pieces of: vectors and projections; and ids of tables."""
         vectors: list[Tensor] = []
         projections = list(self.entity_projections)
@@ -174,6 +183,26 @@ class TupleScorer(nn.Module):
     def _weights(self) -> Weights:
         return Weights(self.embeddings, self.index_projections, self.entity_projections)
 
+    def named_axes(self) -> dict[str, tuple[Any, ...]]:
+        """What the rows of parameters are of; see :mod:`tcg_flatpolicy.saving`."""
+        names = part_names(self.spec)
+
+        def columns(sources: Sequence[Source]) -> dict[str, int]:
+            return {names[part]: len(self.readout) for one in sources for part in one.parts}
+
+        found: dict[str, tuple[Any, ...]] = {}
+        found["primaries"] = ("primaries", primary_names(self.spec), None)
+        if self.embeddings is not None:
+            learned = sorted(self.table.learned, key=lambda one: one.begin)
+            roles = [(one.parts[0].role, one.rows) for one in learned]
+            rows = {f"{type(role).__name__} {role.name!r}": count for role, count in roles}
+            found["embeddings"] = ("embeddings", rows, None)
+            found["index_projections"] = ("index_projections", None, columns(self.table.learned))
+        for place, one in enumerate(self.table.encoded):
+            of_entity = (f"entity_projections.{place}", None, columns([one]))
+            found[f"entity_projections of {one.name!r}"] = of_entity
+        return found
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         rows = state_dict.get(prefix + "primaries")
         if rows is not None:  # once each id up to the largest had a row
@@ -209,7 +238,7 @@ def check_encoding(
     spec: ActionSpec,
     hidden: Tensor,
     hidden_size: int,
-    entities: Entities,
+    entities: Embedded,
     entity_sizes: Mapping[str, tuple[int, int]],
     legal: LegalActions,
 ) -> None:
@@ -231,7 +260,7 @@ def check_shapes(
     spec: ActionSpec,
     hidden: Tensor,
     hidden_size: int,
-    entities: Entities,
+    entities: Embedded,
     entity_sizes: Mapping[str, tuple[int, int]],
     batch: int,
 ) -> None:

@@ -51,11 +51,11 @@ class Lookup(NamedTuple):
         return functional.embedding(self.ids, self.table)
 
 
-Entities: TypeAlias = Mapping[str, Tensor | Lookup]
+Embedded: TypeAlias = Mapping[str, Tensor | Lookup]
 """{name: (B, n, E)}."""
 
 
-def as_tensors(entities: Entities) -> dict[str, Tensor]:
+def as_tensors(entities: Embedded) -> dict[str, Tensor]:
     """{name: (B, n, E)}, with a copy of the rows that are looked up."""
     return {name: one.rows() if isinstance(one, Lookup) else one for name, one in entities.items()}
 
@@ -160,6 +160,25 @@ class Addresses(Derived):
         """Which of a slot's parts values lie in: how many of the others begin at most there."""
         begins = self.get_buffer(f"begins{slot}").index_select(0, places.flatten())
         return (values.unsqueeze(-1) >= begins.view(*values.shape, self._parts - 1)).sum(-1)
+
+
+def part_names(spec: ActionSpec) -> dict[Part, str]:
+    """What each part is called in any spec in which its role stands in that slot of that primary.
+
+    A second part of one role in one slot has its number behind the name.
+    """
+    names: dict[Part, str] = {}
+    for part in spec.parts:
+        role, primary = part.role, spec.primaries[part.primary].name
+        name = f"{type(role).__name__} {role.name!r} in slot {part.slot + 1} of {primary!r}"
+        again = sum(other.startswith(name) for other in names.values())
+        names[part] = f"{name}, {again + 1}" if again else name
+    return names
+
+
+def primary_names(spec: ActionSpec) -> dict[str, int]:
+    """A row for each primary, by its name: an axis as in :mod:`tcg_flatpolicy.saving`."""
+    return {repr(primary.name): 1 for primary in spec.primaries.values()}
 
 
 @dataclass(frozen=True)

@@ -606,7 +606,7 @@ def test_a_creature_is_told_by_its_record_its_keywords_and_its_place(
     encoder: EssenceWarsEncoder, observations: torch.Tensor
 ) -> None:
     with torch.no_grad():
-        encoder.place.normal_()
+        encoder.places["creature"].normal_()
     guard, rush = 0x0008 / 65535, 0x0001 / 65535
     ally = changed(observations, at=list(range(21, 81)), to=0)
     ally = changed(ally, at=[21 + 12 * k for k in range(5)], to=1)
@@ -657,8 +657,9 @@ def test_the_trunk_hears_of_each_group_of_cards(
     for column in (11, 100, 83, 172, 354, 355, first):
         encoder.zero_grad()
         encoder(changed(observations, at=[column], to=unheard_of)).hidden.sum().backward()
-        assert encoder.cards.weight.grad is not None
-        assert encoder.cards.weight.grad[row].abs().sum() > 0, column
+        of_cards = encoder.tables["cards"].weight.grad
+        assert of_cards is not None
+        assert of_cards[row].abs().sum() > 0, column
 
 
 def test_an_empty_list_where_a_player_is_to_move_is_the_engine_s_fault(

@@ -50,7 +50,7 @@ def execute(tmp_path: Path) -> Any:
 
 
 def test_every_python_block_is_tested() -> None:
-    assert len(BLOCKS) == README.count("```python") == 8
+    assert len(BLOCKS) == README.count("```python") == 10
 
 
 @pytest.mark.parametrize("name", ["native", "gymnasium"])
@@ -65,6 +65,36 @@ def test_own_environments(execute: Callable[..., Any], name: str) -> None:
     legal = layout.read(observations)
     assert legal.contains(trainer.actions.flatten(0, 1)).all()
     assert legal.counts.float().mean() > 2
+
+
+def test_a_policy_is_kept(
+    execute: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    native = execute("native", {})
+    trained = native["policy"]
+    namespace = execute("keep", native)
+    observations = torch.as_tensor(native["vecenv"].driver_env.observations)
+    legal = trained.layout.read(observations)
+    for kept in (namespace["policy"], namespace["grown"]):
+        distribution, _ = kept.distribution(observations)
+        torch.testing.assert_close(
+            distribution.logits, trained.distribution(observations)[0].logits
+        )
+    assert namespace["grown"].layout.read(observations).counts.equal(legal.counts)
+
+
+def test_the_declared_encoder(execute: Callable[..., Any]) -> None:
+    namespace = execute("declared", {})
+    observations = np.zeros((2, namespace["STATE"].itemsize), np.uint8)
+    records = observations.view(namespace["STATE"])[:, 0]
+    records["hand"][0, :3], records["units"]["card"][0, 1] = (5, 599, 7), 5
+    namespace["layout"].write(observations, [[(0, 0, 0), (1, 2, 0), (2, 1, 3)], [(0, 0, 0)]])
+    rows = torch.from_numpy(observations)
+    distribution, _ = namespace["policy"].distribution(rows)
+    assert distribution.entropy()[0] > 0
+    entities = namespace["encoder"](rows).entities
+    assert (entities["hand"][0].abs().sum(1) > 0).tolist() == [True] * 3 + [False] * 7
 
 
 def test_the_encoder(execute: Callable[..., Any]) -> None:

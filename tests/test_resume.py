@@ -467,7 +467,7 @@ def test_a_trainer_that_cannot_be_saved(trainers: Any) -> None:
     env = vecenv.driver_env
     policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout))
     trainer = trainers(vecenv, policy, optimizer="muon")
-    with pytest.raises(TypeError, match="Bandit has no state_dict and load_state_dict"):
+    with pytest.raises(TypeError, match="Bandit has neither get_state and set_state nor"):
         trainer_state(trainer)
     env.state_dict = env.load_state_dict = dict
     trainer.evaluate()

@@ -18,7 +18,7 @@ from tcg_flatpolicy.packing import distinct
 from tcg_flatpolicy.scorer import check_encoding, check_entities, fan_in
 from tcg_flatpolicy.sequential import LegalAutoregressive
 from tcg_flatpolicy.spec import ActionSpec, Part
-from tcg_flatpolicy.table import Addresses, Derived, features_of
+from tcg_flatpolicy.table import Addresses, Derived, features_of, part_names, primary_names
 
 
 class AutoregressiveHead(Head):
@@ -142,6 +142,25 @@ class AutoregressiveHead(Head):
             together = same & listed.unsqueeze(1)
             log_prob = log_prob + together.sum(2).to(logit.dtype).log() - among
         return log_prob
+
+    def named_axes(self) -> dict[str, tuple[Any, ...]]:
+        """What the rows of parameters are of; see :mod:`tcg_flatpolicy.saving`."""
+        primaries, names = primary_names(self.spec), part_names(self.spec)
+        found: dict[str, tuple[Any, ...]] = {"primary_keys": ("primary_keys", primaries, None)}
+        if self.primary_rows is not None:
+            slots = {f"slot {slot + 1}": 1 for slot in range(self.spec.slots)}
+            found["primary_rows"] = ("primary_rows", slots, primaries, None)
+        for slot in range(self.spec.slots):
+            here = [part for part in self.spec.parts if part.slot == slot]
+            rows = {names[part]: part.role.rows for part in here if not part.role.encoded}
+            entities = sorted({part.role.name for part in here if part.role.encoded})
+            kinds: list[tuple[str, tuple[Any, ...]]] = [("numbers", (rows, None))] * bool(rows)
+            kinds += [(repr(name), (None, None)) for name in entities]
+            for place, (kind, axes) in enumerate(kinds):
+                for of in ("keys", "rows") if slot + 1 < self.spec.slots else ("keys",):
+                    at = f"_slots.{slot}.{of}"
+                    found[f"{at} of {kind}"] = (f"{at}.{place}", *axes)
+        return found
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for name, dim in (("primary_keys", 0), ("primary_rows", 1)):

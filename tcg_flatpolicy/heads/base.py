@@ -17,7 +17,7 @@ from tcg_flatpolicy.exploration import Exploration
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import Entities, as_tensors
+from tcg_flatpolicy.table import Embedded, as_tensors
 
 
 class Head(nn.Module):
@@ -41,7 +41,7 @@ class Head(nn.Module):
         observations: Tensor,
         layout: LegalLayout,
         hidden: Tensor,
-        entities: Entities,
+        entities: Embedded,
         exploration: Exploration,
     ) -> TupleDistribution:
         """Reads the lists from observations (B, columns), packed, decides by them, and explores.

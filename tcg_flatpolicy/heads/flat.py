@@ -14,7 +14,7 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.scorer import TupleScorer
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import Entities
+from tcg_flatpolicy.table import Embedded
 
 
 class FlatHead(Head):
@@ -46,7 +46,7 @@ class FlatHead(Head):
         self.scorer = TupleScorer(spec, hidden_size, entity_sizes, width)
         self.fused = Fused(self.scorer)
 
-    def forward(self, hidden: Tensor, entities: Entities, legal: LegalActions) -> LegalCategorical:
+    def forward(self, hidden: Tensor, entities: Embedded, legal: LegalActions) -> LegalCategorical:
         """Hidden (B, D), {name: (B, n, E)}, B legal lists -> the categorical over each list.
 
         Raises:
@@ -59,7 +59,7 @@ class FlatHead(Head):
         observations: Tensor,
         layout: LegalLayout,
         hidden: Tensor,
-        entities: Entities,
+        entities: Embedded,
         exploration: Exploration,
     ) -> TupleDistribution:
         """As Head.decide; by one kernel on a GPU, where what is wrong raises when it is asked."""

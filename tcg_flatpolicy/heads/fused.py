@@ -29,7 +29,7 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import whole_tuples
 from tcg_flatpolicy.operators import Operator, wide
 from tcg_flatpolicy.scorer import TupleScorer, check_shapes
-from tcg_flatpolicy.table import Derived, Entities, RowTable, as_tensors
+from tcg_flatpolicy.table import Derived, Embedded, RowTable, as_tensors
 
 MOST = 2**16
 """Learned rows that are projected in each call, listed or not; a spec of more is packed."""
@@ -63,7 +63,7 @@ class Fused(Derived):
         observations: Tensor,
         layout: LegalLayout,
         hidden: Tensor,
-        entities: Entities,
+        entities: Embedded,
         exploration: Exploration,
     ) -> FusedCategorical | None:
         """As Head.decide; None where the packed path must decide."""
@@ -89,7 +89,7 @@ class Fused(Derived):
         return FusedCategorical(kernel, self, layout, data.clone(), rows, exploration)
 
 
-def bind(scorer: TupleScorer, hidden: Tensor, entities: Entities) -> Rows:
+def bind(scorer: TupleScorer, hidden: Tensor, entities: Embedded) -> Rows:
     """Hidden (B, D), {name: (B, n, E)} -> state, readout and the table that tuples sum rows of.
 
     All things are projected, listed or not: that is one product a source, and no wait.

@@ -6,7 +6,7 @@ Shapes: B rows of observations, S segments of T steps (PufferLib's horizon), D h
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.meaning import action_dtype, meaning
 from tcg_flatpolicy.puffer.face import LegalNormal
 from tcg_flatpolicy.spec import ActionSpec
-from tcg_flatpolicy.table import Entities
+from tcg_flatpolicy.table import Embedded
 from tcg_flatpolicy.wrapping import env_attribute
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -69,7 +69,7 @@ class Policy(ActorCritic):
             and layout are given.
         spec: what tuples mean; the environment's if left out.
         layout: where the legal list is; the environment's if left out.
-        head, encoder, hidden_size, width, invalid: as of ActorCritic.
+        head, encoder, hidden_size, width, invalid, critic_only: as of ActorCritic.
 
     Raises:
         ValueError: no spec or layout anywhere, two that disagree, a spec that does not fit the
@@ -94,16 +94,18 @@ class Policy(ActorCritic):
         hidden_size: int = 256,
         width: int = 64,
         invalid: str = "raise",
+        critic_only: Sequence[str] = (),
         **memory: Any,
     ) -> None:
         spec, layout = meaning(env, spec=spec, layout=layout)
         dtype = action_dtype(env, spec)
-        what = {"head": head, "encoder": encoder, "hidden_size": hidden_size, "width": width}
-        super().__init__(spec, layout, **what, invalid=invalid, **memory)  # type: ignore[arg-type]
+        what: dict[str, Any] = {"head": head, "encoder": encoder, "hidden_size": hidden_size}
+        what |= {"width": width, "invalid": invalid, "critic_only": critic_only, **memory}
+        super().__init__(spec, layout, **what)
         self._action_dtype = dtype
         space = env_attribute(env, "single_action_space")
         self._discrete = isinstance(space, gymnasium.spaces.Discrete)
-        self._encoded: list[tuple[Tensor, Entities]] = []
+        self._encoded: list[tuple[Tensor, Embedded]] = []
 
     @_fresh_weights
     def distribution(
@@ -182,7 +184,8 @@ class Policy(ActorCritic):
         if len(hidden) != len(observations):
             sizes = f"{len(hidden)} rows, but {len(observations)} observations were encoded"
             raise RuntimeError(f"decode_actions got {sizes}")
-        decided = Decided(self.decide(observations, hidden, entities), self.values(hidden), ())
+        values = self.values(hidden, observations)
+        decided = Decided(self.decide(observations, hidden, entities), values, ())
         return self._face(decided, observations)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -287,6 +290,8 @@ class RecurrentPolicy(Policy):
                 "layout": policy.layout,
                 "encoder": policy.encoder,
                 "head": lambda *sizes: policy.head,
+                "width": policy.width,
+                "critic_only": policy.critic_only,
                 "invalid": "drop" if policy.layout.dropped else "raise",
                 **arguments,
             }

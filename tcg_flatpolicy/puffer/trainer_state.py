@@ -8,12 +8,33 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
+
+from tcg_flatpolicy.saving import read_tensors, write_tensors
+from tcg_flatpolicy.wrapping import env_layers, is_emulation
+
+_BUFFERS = ("observations", "rewards", "terminals", "truncations", "masks")
+
+
+def save_trainer(trainer: Any, path: str | Path) -> None:
+    """Writes :func:`trainer_state` to one file, whole; raises as it does."""
+    write_tensors(path, trainer_state(trainer))
+
+
+def resume_trainer(trainer: Any, path: str | Path) -> None:
+    """Restores a new trainer, made with the same settings, from a file of :func:`save_trainer`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged; and as :func:`restore_trainer`.
+    """
+    restore_trainer(trainer, read_tensors(path, ("environments", "policy", "optimizer", "epoch")))
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
@@ -23,18 +44,23 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
     next ``trainer.evaluate()``.
 
     Args:
-        trainer: a PuffeRL over a Serial vector environment, whose environments have ``state_dict``
-            and ``load_state_dict`` (EssenceWars with ``record=True``; yours: the seed and the
-            actions so far, or whatever your engine can save) and whose infos are plain values.
+        trainer: a PuffeRL over a Serial vector environment, whose infos are plain values. Each
+            environment, or what it wraps, can save its games, by ``get_state()`` and
+            ``set_state(state)`` or by ``state_dict()`` and ``load_state_dict(state)``; one that the
+            seed and the actions determine need not, if it was made by :func:`recorded`.
 
     Raises:
-        TypeError: an environment without those methods or in another process, or something that
-            is not a tensor or a plain value; heavyball's Muon has such things in its state.
+        TypeError: an environment that cannot, or in another process, or something that is not a
+            tensor or a plain value; heavyball's Muon has such things in its state.
     """
     # The legacy one, since no other is shared by all code of a process.
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     state = {
-        "environments": [environment.state_dict() for environment in _environments(trainer)],
+        "environments": [save() for save, _ in _games(trainer)],
+        "buffers": {
+            name: torch.tensor(getattr(trainer.vecenv, name).view(np.uint8)) for name in _BUFFERS
+        },
+        "begun": [_begun(environment) for environment in trainer.vecenv.envs],
         "policy": trainer.uncompiled_policy.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
@@ -64,11 +90,9 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
         ValueError, RuntimeError: the state is of another policy, optimiser or environment, or its
             learning rate is annealed over another number of epochs.
     """
-    environments, games = _environments(trainer), state["environments"]
-    if len(environments) != len(games):
-        raise ValueError(
-            f"the state is of {len(games)} environments, the trainer has {len(environments)}"
-        )
+    own, games = _games(trainer), state["environments"]
+    if len(own) != len(games):
+        raise ValueError(f"the state is of {len(games)} environments, the trainer has {len(own)}")
     epochs, saved_epochs = trainer.scheduler.T_max, state["scheduler"]["T_max"]
     if trainer.config["anneal_lr"] and epochs != saved_epochs:
         raise ValueError(
@@ -85,8 +109,12 @@ def restore_trainer(trainer: Any, state: Mapping[str, Any]) -> None:
     trainer.start_time = trainer.last_log_time - state["uptime"]
     trainer.losses = dict(state["losses"])
     trainer.stats = defaultdict(list, {name: list(v) for name, v in state["stats"].items()})
-    for environment, saved in zip(environments, games, strict=True):
-        environment.load_state_dict(saved)
+    for (_, load), saved in zip(own, games, strict=True):
+        load(saved)
+    for name, saved in state.get("buffers", {}).items():  # an earlier version saved none
+        getattr(trainer.vecenv, name).view(np.uint8)[:] = saved.numpy()
+    for environment, saved in zip(trainer.vecenv.envs, state.get("begun", []), strict=False):
+        vars(environment).update(saved)
     trainer.vecenv.infos = list(state["infos"])
     torch.set_rng_state(state["torch_generator"])
     if state["cuda_generators"]:
@@ -101,25 +129,41 @@ def _check_plain(value: Any, path: str) -> None:
     if type(value) in (dict, OrderedDict):
         for key, inner in value.items():
             _check_plain(inner, f"{path}[{key!r}]")
-    elif not (isinstance(value, torch.Tensor) or type(value) in (str, int, float, bool, NoneType)):
+    elif not (
+        isinstance(value, torch.Tensor) or type(value) in (str, bytes, int, float, bool, NoneType)
+    ):
         raise TypeError(
             f"the trainer's state{path} is a {type(value).__name__}, which "
             "torch.load(weights_only=True) does not read; take the optimizer adam, and tensors and "
-            "plain values in infos and an environment's state_dict"
+            "plain values in infos and in what an environment saves"
         )
 
 
-def _environments(trainer: Any) -> list[Any]:
+def _games(trainer: Any) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """How the games of each environment are saved, and how they are loaded."""
     environments = getattr(trainer.vecenv, "envs", None)
     if environments is None:
         raise TypeError(
             f"{type(trainer.vecenv).__name__} does not show its environments, so their games "
             "cannot be saved; resuming takes pufferlib.vector.Serial"
         )
-    for one in environments:
-        if not (hasattr(one, "state_dict") and hasattr(one, "load_state_dict")):
-            raise TypeError(
-                f"{type(one).__name__} has no state_dict and load_state_dict, so its games cannot "
-                "be saved; write them: the seed and the actions so far will do"
-            )
-    return list(environments)
+    return [_game(environment) for environment in environments]
+
+
+def _game(environment: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    for layer in env_layers(environment):
+        for save, load in (("state_dict", "load_state_dict"), ("get_state", "set_state")):
+            if hasattr(layer, save) and hasattr(layer, load):
+                return getattr(layer, save), getattr(layer, load)
+    raise TypeError(
+        f"{type(environment).__name__} has neither get_state and set_state nor state_dict and "
+        "load_state_dict, so its games cannot be saved: write two of them; or, if the seed and the "
+        "actions determine its games, make it as tcg_flatpolicy.puffer.recorded(environment)"
+    )
+
+
+def _begun(environment: Any) -> dict[str, Any]:
+    """Whether PufferLib's emulation of a Gymnasium environment has begun and ended a game."""
+    if not is_emulation(environment):
+        return {}
+    return {n: bool(v) for n, v in vars(environment).items() if n in ("initialized", "done")}

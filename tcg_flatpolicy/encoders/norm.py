@@ -1,70 +1,13 @@
-"""From observations to what a policy decides by: the state's vector and those of its entities.
-
-Shapes: B rows of observations, D hidden size, n entities of a name, E their size, F numbers.
-"""
+"""Observations normalised by statistics that stand still between a rollout and its update."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.operators import wide
-from tcg_flatpolicy.table import Lookup
-
-
-class Encoding(NamedTuple):
-    """What an encoder makes of a batch of observations."""
-
-    hidden: Tensor
-    """(B, D) state."""
-    entities: Mapping[str, Tensor | Lookup] = {}
-    """{name: (B, n, E)}: what an Entity slot can point at; absent things are rows like others.
-    What is looked up in a table, a :class:`Lookup` gives without a copy for each row."""
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """An nn.Module, observations (B, columns) -> Encoding, that declares D and {name: (n, E)}."""
-
-    hidden_size: int
-    entity_sizes: Mapping[str, tuple[int, int]]
-
-    def __call__(self, observations: Tensor) -> Encoding:
-        """Encodes a batch."""
-
-
-class FieldEncoder(nn.Module):
-    """The default encoder: every field of the observation except the legal list, normalised.
-
-    Numbers become sign(x) log(1 + |x|), so that hit points and identifiers of very different sizes
-    can share a layer; then linear, layer norm, relu, twice. It embeds no entities; an encoder of
-    your own that does will play better. Raises a ValueError if there is no other field.
-    """
-
-    def __init__(self, layout: LegalLayout, hidden_size: int = 256) -> None:
-        super().__init__()
-        self.layout = layout
-        self.hidden_size = hidden_size
-        self.entity_sizes: dict[str, tuple[int, int]] = {}
-        self.fields = [field for field in layout.fields() if not layout.is_legal_list(field)]
-        numbers = sum(field.numbers for field in self.fields)
-        if not numbers:
-            raise ValueError(f"{layout} has no field besides the legal list: nothing to decide by")
-        first, second = nn.Linear(numbers, hidden_size), nn.Linear(hidden_size, hidden_size)
-        norms = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
-        self.net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
-
-    def forward(self, observations: Tensor) -> Encoding:
-        """Observations (B, columns) as LegalLayout.read takes them -> hidden (B, D)."""
-        dtype = next(self.net.parameters()).dtype
-        exact = torch.promote_types(dtype, torch.float32)
-        columns = [self.layout.field(observations, field.name) for field in self.fields]
-        x = torch.cat([column.unsqueeze(-1).flatten(1).to(exact) for column in columns], dim=1)
-        return Encoding(self.net((x.sign() * x.abs().log1p()).to(dtype)))
 
 
 class RunningNorm(nn.Module):
