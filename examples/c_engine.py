@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 import pufferlib.vector
 import torch
-from pufferlib.pufferl import PuffeRL
 
 import tcg_flatpolicy as fp
-from tcg_flatpolicy.app.evaluate import wilson_interval
+from tcg_flatpolicy.puffer.games import wilson_interval
 from tests.c_engine.engine import Observation, Skirmish
 
 # ---- a policy on it
@@ -50,58 +49,21 @@ make_policy = functools.partial(fp.FlatPolicy, spec=SPEC, layout=LAYOUT)  # of a
 # ---- that is all
 
 
-def trainer_config(steps: int, agents: int, folder: str) -> dict[str, Any]:
-    """The trainer's settings, as you have them."""
-    horizon = 32
-    return {
-        "env": "skirmish",
-        "seed": 1,
-        "device": "cpu",
-        "torch_deterministic": True,
-        "cpu_offload": False,
-        "total_timesteps": steps,
-        "batch_size": horizon * agents,
-        "minibatch_size": horizon * agents // 2,
-        "max_minibatch_size": horizon * agents // 2,
-        "bptt_horizon": horizon,
-        "update_epochs": 2,
-        "optimizer": "adam",
-        "learning_rate": 2e-3,
-        "anneal_lr": True,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_eps": 1e-8,
-        "gamma": 0.995,
-        "gae_lambda": 0.9,
-        "clip_coef": 0.2,
-        "vf_coef": 0.5,
-        "vf_clip_coef": 0.2,
-        "max_grad_norm": 0.5,
-        "ent_coef": 0.005,
-        "vtrace_rho_clip": 1.0,
-        "vtrace_c_clip": 1.0,
-        "prio_alpha": 0.0,
-        "prio_beta0": 1.0,
-        "precision": "float32",
-        "use_rnn": False,
-        "compile": False,
-        "compile_mode": "default",
-        "compile_fullgraph": False,
-        "data_dir": folder,
-        "checkpoint_interval": 10**9,
-    }
+def trainer_config(vecenv: Any, steps: int, folder: str) -> dict[str, Any]:
+    """PuffeRL's config: the library's own, but for the size of a minibatch and the entropy."""
+    half = vecenv.num_agents * 32 // 2
+    changes = {"total_timesteps": steps, "minibatch_size": half, "ent_coef": 0.005}
+    return fp.config(vecenv, data_dir=folder, **changes)
 
 
 def train(policy: fp.FlatPolicy, vecenv: Any, steps: int) -> None:
     """PufferLib's own trainer, as it is; an illegal action would raise in the engine."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = PuffeRL(trainer_config(steps, vecenv.num_agents, folder), vecenv, policy)
-        try:
+        config = trainer_config(vecenv, steps, folder)
+        with fp.trainer(config, vecenv, policy) as trainer:
             while trainer.global_step < steps:
                 trainer.evaluate()
                 trainer.train()
-        finally:
-            trainer.utilization.stop()  # or its thread would keep the process alive
 
 
 @torch.no_grad()
@@ -158,7 +120,6 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
         train(policy, vecenv, options.steps)
-    torch.set_autocast_enabled("cpu", False)  # which the trainer enters and never leaves
     return before, evaluate("trained")
 
 

@@ -207,7 +207,7 @@ def test_it_learns_to_beat_random_play_without_an_illegal_action(
         partial(Skirmish, 32), num_envs=1, backend=pufferlib.vector.Serial, seed=1
     )
     policy = make_policy(vecenv.driver_env)
-    config = example.trainer_config(steps, vecenv.num_agents, str(tmp_path))
+    config = example.trainer_config(vecenv, steps, str(tmp_path))
     trainer = trainers(vecenv, policy, **config)
     while trainer.global_step < steps:
         trainer.evaluate()

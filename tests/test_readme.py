@@ -17,7 +17,6 @@ from pufferlib import pufferl
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.app import cli
 from tcg_flatpolicy.verify import environment, policy
-from tests.games import trainer_config
 
 pytestmark = pytest.mark.integration
 
@@ -25,28 +24,19 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
 
 
-class Sized:
-    """As many agents as the README's environments have, before they are made."""
-
-    num_agents = 64
-
-
 @pytest.fixture
-def execute(tmp_path: Path) -> Any:
-    spaces: list[dict[str, Any]] = []
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a block, for one epoch, and checks that its trainer is closed."""
+    monkeypatch.chdir(tmp_path)
 
     def run(name: str, namespace: dict[str, Any]) -> dict[str, Any]:
-        namespace["config"] = trainer_config(Sized, tmp_path)
-        if "trainer" in namespace:  # which the block may replace
-            namespace["trainer"].utilization.stop()
-        exec(compile(BLOCKS[name], f"README.md, {name}", "exec"), namespace)
-        spaces.append(namespace)
+        block = BLOCKS[name].replace("1_000_000", str(64 * 32))
+        exec(compile(block, f"README.md, {name}", "exec"), namespace)
+        if "trainer" in namespace:
+            assert namespace["trainer"].utilization.stopped
         return namespace
 
-    yield run
-    for namespace in spaces:
-        if "trainer" in namespace:
-            namespace["trainer"].utilization.stop()
+    return run
 
 
 def test_every_python_block_is_tested() -> None:
@@ -58,8 +48,7 @@ def test_own_environments(execute: Callable[..., Any], name: str) -> None:
     namespace = execute(name, {})
     trainer = namespace["trainer"]
     assert type(trainer) is pufferl.PuffeRL
-    assert trainer.global_step == 64 * 8
-    assert (trainer.ratio - 1).abs().max() < 1e-5
+    assert trainer.global_step == 64 * 32
     layout = namespace["policy"].layout
     observations = trainer.observations.flatten(0, 1)
     legal = layout.read(observations)
@@ -147,7 +136,6 @@ def test_verifying_the_native_environment(
     assert set(policy.CHECKS) <= set(passed)
 
     game = execute("monitor", game)
-    game["trainer"].evaluate()
-    assert game["vecenv"].counts.sent == 64 * 8
+    assert game["vecenv"].counts.sent == 64 * 32
     execute("enumerate", game)
     assert "the list and the rules list the same" in capfd.readouterr().out
