@@ -395,7 +395,8 @@ def test_a_run_goes_on_bit_for_bit(make: Any, trainers: Any, tmp_path: Path) -> 
             policy = fp.FlatPolicy(env, spec=spec, layout=layout, hidden_size=8)
         else:
             policy = fp.FlatPolicy(env, encoder=BanditEncoder(env.legal_layout, 8))
-        return trainers(vecenv, policy, seed=seed)
+        # An odd number of steps, after which games of one step have ended.
+        return trainers(vecenv, policy, seed=seed, bptt_horizon=7)
 
     def epochs(trainer: Any, number: int) -> Any:
         for _ in range(number):
@@ -404,7 +405,7 @@ def test_a_run_goes_on_bit_for_bit(make: Any, trainers: Any, tmp_path: Path) -> 
             trainer.train()
         return trainer
 
-    trainer = epochs(new(1), 2)
+    trainer = epochs(new(1), 3)
     puffer.save_trainer(trainer, tmp_path / "trainer.pt")
     epochs(trainer, 2)
     again = new(2)

@@ -447,9 +447,9 @@ class _Attention(nn.Module):
         )
         query, key, value = self.asked(every).chunk(3, 2)
         scores = query @ key.mT / every.shape[2] ** 0.5
-        # Not -inf: where nothing is present, the weights must be numbers, of values that are 0.
+        # Not -inf: where nothing is present, what is absent must still be numbers.
         weights = scores.masked_fill(~here.unsqueeze(1), -1e4).softmax(2)
-        mixed = every + self.out(weights @ (value * here.unsqueeze(2)))
+        mixed = every + self.out(weights @ value)
         sizes = [x.shape[1] for x in things.values()]
         return dict(zip(things, mixed.split(sizes, 1), strict=True))
 
