@@ -426,7 +426,7 @@ class RowTable(Addresses):
                 dtype = torch.get_autocast_dtype(device)
             floats = [one.to(dtype) for one in (*vectors, *projections)]
             table.append(wide(_project(floats, [chosen, bounds], [none.shape[1]])[0]))
-        return torch.cat(table), keys + sum(map(len, above))
+        return _join(table, [])[0], keys + sum(map(len, above))
 
     def learned_vectors(self, weights: Weights, width: int) -> tuple[list[Tensor], list[Tensor]]:
         """Of each learned source: its vectors (n, e), and their projections (e, parts * W)."""
@@ -596,3 +596,24 @@ def _project_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) 
 
 
 _project = Operator("project", _project_forward, _project_backward, _project_fake)
+
+
+# Rows of several tables, one below the other. An operator, since inductor (torch 2.13) allocates
+# the result of a cat before it knows how many things were found. Floats: (., W). Result: (R, W).
+
+
+def _join_forward(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    return [torch.cat(floats)]
+
+
+def _join_backward(
+    grad: Tensor, floats: list[Tensor], others: list[Tensor], sizes: list[int], saved: list[Tensor]
+) -> list[Tensor]:
+    return list(grad.split([len(one) for one in floats]))
+
+
+def _join_fake(floats: list[Tensor], others: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    return [floats[0].new_empty(sum(one.shape[0] for one in floats), floats[0].shape[1])]
+
+
+_join = Operator("join", _join_forward, _join_backward, _join_fake)

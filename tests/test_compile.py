@@ -102,6 +102,7 @@ def test_the_trainer_compiles_one_graph_for_all_batches(trainers: Any, kind: typ
     assert env.played == 5 * AGENTS * HORIZON
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize(
     ("kind", "backend"), [(fp.FlatPolicy, "inductor"), (fp.RecurrentPolicy, "aot_eager")]
 )
@@ -197,6 +198,7 @@ def test_the_operators_keep_what_torch_asks_of_operators() -> None:
     check(table._find_op, (keys, edges[2:], 4, 10))
     _, chosen, bounds = table._find(keys, edges[1:], 1, 10)
     check(table._project.op, ([floats(6, 2), floats(2, 6)], [chosen, bounds], [3]))
+    check(table._join.op, ([floats(2, 3), floats(0, 3), floats(4, 3)], [], []))
     if cpu.library():
         legal = fp.LegalActions.from_lists([[(0, 1), (0, 0)], []], slots=1)
         spec = fp.ActionSpec([fp.Primary("a", fp.Index("x", 2))])
