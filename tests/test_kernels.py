@@ -286,3 +286,19 @@ def test_an_id_beyond_the_table_is_an_error() -> None:
     policy.encoder.table = torch.nn.Parameter(torch.randn(20, 6))
     with pytest.raises(IndexError):
         policy(torch.from_numpy(rows))
+
+
+@pytest.mark.parametrize("width", [8, 13])
+def test_an_infinite_entity_scores_as_by_the_packed_path(kernel: str, width: int) -> None:
+    spec = fp.ActionSpec([fp.Primary("a", fp.Entity("x", 2))])
+    legal = fp.LegalActions.from_lists([[(0, 0), (0, 1)]], slots=1)
+    torch.manual_seed(1)
+    scorer = TupleScorer(spec, 4, {"x": (2, 3)}, width)
+    things = torch.tensor([[[torch.inf, 1.0, 1.0], [1.0, 1.0, 1.0]]])
+    with torch.no_grad():
+        scorer.entity_projections[0].copy_(-scorer.entity_projections[0].abs())
+        found = scorer(torch.zeros(1, 4), {"x": things}, legal)
+        with cpu.deciding_by("packed"):
+            wanted = scorer(torch.zeros(1, 4), {"x": things}, legal)
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(found, wanted)

@@ -500,6 +500,8 @@ struct Worker {
       int64_t w = 0;
       for (; w + 2 * L <= W; w += 2 * L) project<2>(x.data(), m, E, projection + w, stride, out.data());
       for (; w < W; w += L) project<1>(x.data(), m, E, projection + w, stride, out.data());
+      // out has moved on. An infinite vector makes NaN of the zeros behind a row's numbers.
+      for (int64_t i = 0; p->width < W && i < m; i++) std::fill(out[i] - W + p->width, out[i], 0.0f);
     });
   }
 
