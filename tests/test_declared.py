@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tcg_flatpolicy as fp
 from tcg_flatpolicy.encoders import Cards, Category, Declared, Entities, Number
+from tcg_flatpolicy.table import as_tensors
 from tests.games import CARDS, UNITS, Bandit
 from tests.test_recorded import RECORDED
 
@@ -128,6 +129,7 @@ def test_it_is_what_is_declared() -> None:
     }
     seen = states(encoder.layout)
     hidden, entities = encoder(seen)
+    entities = as_tensors(entities)
     for place, row in enumerate(seen.numpy().view(encoder.layout.dtype)[:, 0]):
         wanted, things = by_hand(encoder, row)
         torch.testing.assert_close(hidden[place], wanted)

@@ -35,8 +35,9 @@ from tcg_flatpolicy.invalid import InvalidActionWarning
 from tcg_flatpolicy.kernels import reference
 from tcg_flatpolicy.kernels.reference import COUNT, SCORE, TUPLE, Addresses, Rows
 from tcg_flatpolicy.table import as_tensors
+from tests.exact_kernels import Amount
 from tests.games import BANDIT_DTYPE, Bandit, BanditEncoder
-from tests.test_kernels import KINDS, STRUCTS
+from tests.test_kernels import STRUCTS
 from tests.test_sampling import ALPHA, p_value
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, masked
@@ -88,7 +89,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 @st.composite
 def layouts(draw: st.DrawFn, rows_each: int = 12) -> fp.LegalLayout:
     """Lists of integers of any kind at odd places, tuple by tuple or slot by slot."""
-    spec = draw(testing.specs(kinds=KINDS))
+    spec = draw(testing.specs(kinds=(fp.Index, fp.Entity, Amount)))
     room, values = draw(st.integers(1, rows_each)), 1 + spec.slots
     if draw(st.booleans()):
         names: Any = "legal"

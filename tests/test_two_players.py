@@ -510,7 +510,7 @@ def test_the_example_trains_and_says_what_it_reached(
         ("STEPS = 500_000", "STEPS = 512"),
         ("num_games=128,", "num_games=8, minibatch_size=512,"),
         ('"num_games": 128', '"num_games": 8'),
-        ("EssenceWars(100), 500,", "EssenceWars(20), 20,"),
+        ("EssenceWars(100), 500)", "EssenceWars(20), 20)"),
     ):
         assert source.count(written) == 1
         source = source.replace(written, smaller)
