@@ -321,7 +321,7 @@ def test_ctrl_c_ends_cleanly_with_everything_saved(tmp_path: Path, workers: str)
         (["eval", "nowhere"], "no checkpoint at nowhere"),
         (["eval", "{older}"], "was written by another version"),
         (["eval", "{small}", "--opponent", "self"], "needs a built-in opponent"),
-        (["eval", "{broken}"], "cannot be read as a checkpoint"),
+        (["eval", "{broken}"], "is damaged, or is no file of this library"),
         (["eval", "{other}"], "is no checkpoint of"),
     ],
 )

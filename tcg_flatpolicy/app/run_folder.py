@@ -7,14 +7,12 @@ import csv
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tcg_flatpolicy.provenance import write_whole
+from tcg_flatpolicy.saving import read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -72,9 +70,7 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes tensors and plain values, for :func:`read_checkpoint`."""
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_whole(path, buffer.getvalue())
+    write_tensors(path, content)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -88,18 +84,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path = path / CHECKPOINT
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: pass a run folder or its {CHECKPOINT}")
-    try:
-        # torch.load reads past a flipped byte; the checksums in the file do not.
-        with zipfile.ZipFile(path) as archive:
-            if (part := archive.testzip()) is not None:
-                raise ValueError(f"{part} is not what was written")
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and "
-            f"plain values ({' '.join(str(error).split())[:100]})"
-        ) from error
-    if not isinstance(content, dict) or not {"policy", "settings"} <= content.keys():
+    content = read_tensors(path)
+    if not {"policy", "settings"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of `python -m tcg_flatpolicy train`")
     return content
 
