@@ -251,20 +251,26 @@ class Declared(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The vectors (B, n, E) of each name of one kind."""
         numbers: list[Tensor] = []
-        total: Any = 0
+        total: Any = None
         for alike in zip(*(one.fields for one in group), strict=True):
             values = torch.stack([fields[part.field] for part in alike])  # (K, B, n, ...)
             values = values.flatten(3) if values.ndim > 3 else values.unsqueeze(3)
             if isinstance(alike[0], Number):
-                scales = values.new_tensor([part.scale for part in alike], dtype=torch.float32)
-                numbers.append(values / scales.view(-1, 1, 1, 1))
+                scales = [part.scale for part in alike]
+                if any(scale != 1 for scale in scales):
+                    by = values.new_tensor(scales, dtype=torch.float32)
+                    values = values / by.view(-1, 1, 1, 1)
+                numbers.append(values if values.is_floating_point() else values.float())
             else:
                 ids = self._ids(alike[0], values, [part.field for part in alike], 0)
-                total = total + self.tables[_key(_table(alike[0]))](ids).sum(3)
+                rows = self.tables[_key(_table(alike[0]))](ids)
+                rows = rows[:, :, :, 0] if rows.shape[3] == 1 else rows.sum(3)
+                total = rows if total is None else total + rows
         if numbers:
             linear = self.linears[_key(kind)]
             dtype = linear.get_parameter("weight").dtype
-            total = linear(torch.cat(numbers, 3).to(dtype)) + total
+            of_numbers = linear(torch.cat(numbers, 3).to(dtype))
+            total = of_numbers if total is None else of_numbers + total
         if group[0].places:
             total = total + self.places[_key(kind)].unsqueeze(1)
         return (torch.relu(total) if numbers else total).unbind()
@@ -324,7 +330,8 @@ class Declared(nn.Module):
     ) -> Tensor | None:
         """What the state gets of a part, (B, columns)."""
         if isinstance(part, Number):
-            return fields[part.field].unsqueeze(-1).flatten(1).float() / part.scale
+            values = fields[part.field].unsqueeze(-1).flatten(1).float()
+            return values if part.scale == 1 else values / part.scale
         if not isinstance(part, Entities):
             return bags[part.field]
         if part.pool == "none":
