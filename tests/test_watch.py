@@ -80,6 +80,13 @@ def test_it_repeats_itself(env: Bandit) -> None:
     assert record(env) == record(Bandit(6))
 
 
+def test_a_policy_in_training_stays_so(env: Bandit) -> None:
+    one = policy(env, 0).train()
+    watch.record([one], env, one.spec, one.layout, 2, seed=3)
+    assert one.training
+    assert not one.exploration.drawn  # draws in eval mode are no rollout
+
+
 def test_saturation_counts_choices() -> None:
     def one(*p: float) -> dict[str, Any]:
         return {"p": [list(p)], "actions": [["a"]] * len(p)}

@@ -18,7 +18,8 @@ Opponent = Callable[[Any, np.random.Generator], int]
 
 def random_opponent(state: Any, rng: np.random.Generator) -> int:
     """A uniformly drawn legal action."""
-    return int(rng.choice(state.legal_actions()))
+    legal = state.legal_actions()
+    return int(legal[rng.integers(len(legal))])
 
 
 class SpielEnv(gymnasium.Env[Any, Any]):

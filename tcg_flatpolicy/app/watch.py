@@ -22,16 +22,17 @@ from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.provenance import provenance, write_whole
 from tcg_flatpolicy.puffer.decisions import SATURATED, shares
+from tcg_flatpolicy.puffer.games import eval_mode
 from tcg_flatpolicy.spec import ActionSpec
 
 PAGE = Path(__file__).with_name("watch.html")
 
 
 class _Player:
-    """A policy in eval mode with the memory of each row."""
+    """A policy with the memory of each row."""
 
     def __init__(self, policy: nn.Module, rows: int) -> None:
-        self.policy = policy.eval()
+        self.policy = policy
         size = int(policy.hidden_size)  # type: ignore[arg-type]
         self.memory = {name: torch.zeros(rows, size) for name in ("lstm_h", "lstm_c")}
 
@@ -47,10 +48,6 @@ class _Player:
         log_probs = face.distribution.log_prob(padded) if longest else torch.zeros(0, len(legal))
         return face, value.flatten().numpy(), log_probs[places, legal.rows].exp().numpy()
 
-    def forget(self, rows: npt.NDArray[np.bool_]) -> None:
-        for memory in self.memory.values():
-            memory[torch.as_tensor(rows)] = 0
-
 
 @torch.no_grad()
 def record(
@@ -63,7 +60,7 @@ def record(
 ) -> list[dict[str, Any]]:
     """Plays games with the first policy, and asks the others what they would do.
 
-    Policies sample, in eval mode. Their memory is cleared between games.
+    Policies sample, in eval mode. Memory goes on from game to game, as in training.
 
     Args:
         policies: with forward_eval, as PufferLib calls it.
@@ -87,7 +84,7 @@ def record(
     quota = [games // watched + (row < games % watched) for row in range(watched)]
     running: list[list[dict[str, Any]]] = [[] for _ in range(watched)]
     finished: list[dict[str, Any]] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), eval_mode(policies):
         torch.manual_seed(seed)
         while len(finished) < games:
             seen = torch.as_tensor(np.array(observations))
@@ -119,8 +116,6 @@ def record(
                     finished.append({"row": row, "return": total, "decisions": running[row]})
                     quota[row] -= 1
                     running[row] = []
-            for player in players:
-                player.forget(ended)
     return sorted(finished, key=lambda game: int(game["row"]))
 
 

@@ -15,18 +15,10 @@ import pufferlib
 import pyspiel
 import torch
 
+from tcg_flatpolicy.adapters.spiel import Opponent, random_opponent
 from tcg_flatpolicy.layout import LegalLayout
 from tcg_flatpolicy.legal import LegalActions
 from tcg_flatpolicy.spec import ActionSpec
-
-Opponent = Callable[[Any, np.random.Generator], int]
-"""A state in which its player is to move, and a generator -> an action id of the game."""
-
-
-def play_at_random(state: Any, rng: np.random.Generator) -> int:
-    """A legal action, each as likely as the others."""
-    legal = state.legal_actions()
-    return int(legal[rng.integers(len(legal))])
 
 
 class SpielGames(pufferlib.PufferEnv):  # type: ignore[misc]
@@ -66,7 +58,7 @@ class SpielGames(pufferlib.PufferEnv):  # type: ignore[misc]
         game: Any,
         spec: ActionSpec | None = None,
         to_tuple: npt.ArrayLike | Callable[[int], Sequence[int]] | None = None,
-        opponents: Opponent | None = play_at_random,
+        opponents: Opponent | None = random_opponent,
         seat: int | None = None,
         num_games: int = 64,
         room: int = 512,

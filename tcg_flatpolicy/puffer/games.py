@@ -145,7 +145,7 @@ def play_games(
         for n in sizes
     ]
     no_autocast = torch.autocast(device.type, enabled=False)  # a trainer's train() leaves it on
-    with torch.random.fork_rng(devices=[]), no_autocast, _eval_mode(players):
+    with torch.random.fork_rng(devices=[]), no_autocast, eval_mode(players):
         torch.manual_seed(seed)
         vecenv.async_reset(seed)
         while True:
@@ -245,7 +245,7 @@ def _values(layout: LegalLayout, observations: Any, names: Sequence[str]) -> lis
 
 
 @contextlib.contextmanager
-def _eval_mode(players: Sequence[nn.Module]) -> Iterator[None]:
+def eval_mode(players: Sequence[nn.Module]) -> Iterator[None]:
     """Puts the players in eval mode, and restores the mode of each of their modules."""
     modes = [(module, module.training) for player in players for module in player.modules()]
     for player in players:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyspiel
 
-from tcg_flatpolicy.games.spiel import SpielGames, play_at_random
+from tcg_flatpolicy.adapters.spiel import random_opponent
+from tcg_flatpolicy.games.spiel import SpielGames
 from tcg_flatpolicy.spec import ActionSpec, Index, Primary
 
 RANKS = "3456789TJQKA2br"
@@ -89,7 +90,7 @@ def make(
         "dou_dizhu",
         SPEC,
         tuples(),
-        opponents=None if self_play else play_at_random,
+        opponents=None if self_play else random_opponent,
         seat=seat,
         num_games=num_games,
         room=ROOM,
